@@ -1,0 +1,40 @@
+BIN := bin
+GO  ?= go
+export CGO_ENABLED ?= 1
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
+
+.PHONY: help dev build test lint bench fmt clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+dev: build ## Run the whole system in one process: no Docker, no Java; Ctrl-C stops it
+	@$(BIN)/orderflow dev $(ARGS)
+
+build: ## Build bin/orderflow
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orderflow ./cmd/orderflow
+
+test: ## Run every test, race detector on; starts the servers it needs
+	$(GO) test $(TESTFLAGS) -race -shuffle=on -timeout 10m ./...
+
+lint: $(BIN)/golangci-lint ## Run the linters
+	$(BIN)/golangci-lint run ./...
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt: run 'make fmt'"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+
+bench: build ## Measure against pgbench in the same run and print the ratios
+	$(GO) run ./bench $(ARGS)
+
+fmt: $(BIN)/golangci-lint ## Format the code
+	$(BIN)/golangci-lint fmt
+
+clean: ## Remove what was built (not the data of make dev)
+	rm -rf $(BIN)
+
+# A module of its own keeps the linter's dependencies out of ours and its version pinned.
+$(BIN)/golangci-lint: tools/go.mod
+	cd tools && $(GO) build -o ../$(BIN)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
