@@ -1,0 +1,161 @@
+package pgtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/orderflow-dev/orderflow/internal/localpg"
+)
+
+// shared is the server of this test binary. A package variable, because tests have nowhere else to find what [Main]
+// owns: the testing package hands TestMain's results to nobody.
+var shared server
+
+type server struct {
+	mu        sync.Mutex
+	admin     string // superuser's URL of database postgres; "" before the first use
+	err       error  // why there is no server; every later test fails with it at once
+	local     *localpg.Server
+	dir       string
+	run       string // tells this binary's databases from another's on a shared server
+	databases int
+	templates map[string]string
+}
+
+// Main runs a package's tests, ends the server they used, and fails when a goroutine is left over. It does not return.
+func Main(m *testing.M) {
+	code := m.Run()
+	if err := shared.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "pgtest:", err)
+		code = max(code, 1)
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, "pgtest: goroutines left over after the tests:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// url returns the superuser's URL, starting the server at the first call. The caller holds mu.
+func (s *server) url(ctx context.Context) (string, error) {
+	if s.admin != "" || s.err != nil {
+		return s.admin, s.err
+	}
+	s.templates = map[string]string{}
+	s.run = fmt.Sprintf("t%d_%d", os.Getpid(), time.Now().UnixMilli()%1_000_000)
+	if url := os.Getenv("ORDERFLOW_TEST_POSTGRES"); url != "" {
+		s.admin = url
+		return url, nil
+	}
+	s.err = s.start(ctx)
+	return s.admin, s.err
+}
+
+func (s *server) start(ctx context.Context) error {
+	sweep()
+	dir, err := os.MkdirTemp("", fmt.Sprintf("orderflow-pgtest-%d-", os.Getpid()))
+	if err != nil {
+		return fmt.Errorf("make a folder for the test server: %w", err)
+	}
+	s.dir = dir
+	if err := os.Chmod(dir, 0o755); err != nil { // the server may run as another user
+		return fmt.Errorf("open the test server's folder: %w", err)
+	}
+	cache, err := os.UserCacheDir()
+	if err == nil {
+		cache = filepath.Join(cache, "orderflow", "pgtest")
+	}
+	s.local, err = localpg.Start(ctx, localpg.Options{
+		DataDir:   filepath.Join(dir, "postgres"),
+		NoFsync:   true,
+		Auth:      "md5",
+		InitCache: cache,
+		Parameters: map[string]string{
+			"max_connections":           "200",
+			"shared_buffers":            "64MB",
+			"max_prepared_transactions": "20",
+			// A clone touches a few hundred relations, and many tests make one at once.
+			"max_locks_per_transaction": "256",
+			"wal_level":                 "minimal",
+			"max_wal_senders":           "0",
+			"log_min_messages":          "fatal",
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("start a Postgres server for the tests (or name one in ORDERFLOW_TEST_POSTGRES): %w", err)
+	}
+	s.admin = s.local.URL("postgres")
+	return nil
+}
+
+func (s *server) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if s.local == nil {
+		return s.dropTemplates(ctx)
+	}
+	stopped, cancelStop := context.WithCancel(ctx)
+	cancelStop() // nobody will read the data again: an immediate shutdown will do
+	if err := s.local.Stop(stopped); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.dir); err != nil {
+		return fmt.Errorf("remove the test server's folder: %w", err)
+	}
+	return nil
+}
+
+// dropTemplates cleans up on a server that outlives the binary.
+func (s *server) dropTemplates(ctx context.Context) error {
+	for _, name := range s.templates {
+		if err := s.exec(ctx, "DROP DATABASE IF EXISTS "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exec runs one statement as the superuser. Statements about databases cannot run inside a transaction.
+func (s *server) exec(ctx context.Context, sql string) error {
+	conn, err := pgx.Connect(ctx, s.admin)
+	if err != nil {
+		return fmt.Errorf("connect to the test server: %w", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		return fmt.Errorf("%s: %w", sql, err)
+	}
+	return nil
+}
+
+// sweep removes the folders of test binaries that were killed before they could. An hour old and of no living process:
+// a pid says little across containers that share a temporary folder.
+func sweep() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), "orderflow-pgtest-*")) // the only error is a malformed pattern
+	for _, dir := range dirs {
+		rest := strings.TrimPrefix(filepath.Base(dir), "orderflow-pgtest-")
+		number, _, _ := strings.Cut(rest, "-")
+		pid, err := strconv.Atoi(number)
+		if err != nil || syscall.Kill(pid, 0) == nil {
+			continue
+		}
+		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > time.Hour {
+			_ = os.RemoveAll(dir) // a leftover that cannot be removed is no reason to fail a test
+		}
+	}
+}
