@@ -114,7 +114,7 @@ func (db *DB) Migrate(t testing.TB, fsys fs.FS, schema string) {
 	if err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
-	config.RuntimeParams["search_path"] = pgx.Identifier{schema}.Sanitize()
+	config.RuntimeParams["search_path"] = pgx.Identifier{schema}.Sanitize() + ", pg_temp"
 	conn := stdlib.OpenDB(*config)
 	defer func() { _ = conn.Close() }()
 	if err := up(ctx, conn, fsys); err != nil {
