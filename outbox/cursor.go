@@ -1,0 +1,88 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// cursor is how far a relay is. Everything visible at prev is published. If cur is set, a big window is being worked:
+// of what is visible at cur and was not at prev, everything up to lastSeq is published too.
+type cursor struct {
+	prev, cur string // as Postgres prints a pg_snapshot; cur may be ""
+	lastSeq   int64
+	hiSeq     int64 // the highest seq published so far
+}
+
+// loadCursor reads the durable cursor. It is always safe to start from: every transaction id that it mentions was given
+// out before the record of its own commit, so no crash gives one of them out again.
+func (r *Relay) loadCursor(ctx context.Context) (cursor, error) {
+	var c cursor
+	err := r.pool.QueryRow(ctx, `
+		SELECT prev::text, coalesce(cur::text, ''), last_seq, hi_seq
+		FROM `+r.table("outbox_cursor")+`
+		WHERE relay = $1
+		ORDER BY epoch DESC, n DESC
+		LIMIT 1`, r.opts.Name).Scan(&c.prev, &c.cur, &c.lastSeq, &c.hiSeq)
+	if err != nil {
+		return cursor{}, fmt.Errorf("load cursor: %w", err)
+	}
+	return c, nil
+}
+
+// checkpoint makes t's cursor durable, together with the messages that were put aside on the way to it.
+//
+// The row is written only under the leader's epoch, and only on the server that the snapshots in it are from: after a
+// crash the ids of lost transactions are given out again, and a snapshot from before would hide their new owners. The
+// shared lock makes a new leader wait until this row is there to be loaded.
+//
+// It is made even if ctx has ended: what is acked is acked. After a failure the term's memory is not to be trusted.
+func (t *term) checkpoint(ctx context.Context, aside []parkedRow) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(t.lease.left(), 0))
+	defer cancel()
+	err := pgx.BeginFunc(ctx, t.r.pool, func(tx pgx.Tx) error {
+		if err := t.saveCursor(ctx, tx); err != nil {
+			return err
+		}
+		return t.r.insertParked(ctx, tx, aside)
+	})
+	if err != nil {
+		t.broken = true
+		return err
+	}
+	t.n++
+	t.durable, t.unsaved = t.at, time.Time{}
+	return nil
+}
+
+func (t *term) saveCursor(ctx context.Context, tx pgx.Tx) error {
+	tag, err := tx.Exec(ctx, `
+		INSERT INTO `+t.r.table("outbox_cursor")+` (relay, epoch, n, prev, cur, last_seq, hi_seq)
+		SELECT relay, epoch, $3::bigint, $4::text::pg_snapshot, nullif($5::text, '')::pg_snapshot, $6::bigint, $7::bigint
+		FROM `+t.r.table("outbox_lease")+`
+		WHERE relay = $1 AND epoch = $2 AND `+t.r.table("outbox_incarnation")+`() = $8
+		FOR SHARE`,
+		t.r.opts.Name, t.lease.epoch, t.n+1, t.at.prev, t.at.cur, t.at.lastSeq, t.at.hiSeq, t.incarnation)
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	if tag.RowsAffected() != 1 {
+		t.r.metrics.fenced(ctx)
+		return fmt.Errorf("checkpoint: %w", errFenced)
+	}
+	return nil
+}
+
+// pruneCursor deletes what the newest rows have made obsolete.
+func (t *term) pruneCursor(ctx context.Context) error {
+	const keep = 10
+	_, err := t.r.pool.Exec(ctx, `
+		DELETE FROM `+t.r.table("outbox_cursor")+`
+		WHERE relay = $1 AND (epoch, n) < ($2::bigint, $3::bigint)`, t.r.opts.Name, t.lease.epoch, t.n-keep)
+	if err != nil {
+		return fmt.Errorf("prune cursor: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// batchBytes is the most that one batch may take, before compression. It must not exceed the max.message.bytes of any
+// topic, which is 1,048,588 by default: Kafka refuses batches, not records, so a batch above it fails messages that
+// have done nothing wrong.
+const batchBytes = 1_000_012
+
+// errNotSent says that a record was kept back because an earlier one of its partition had failed.
+var errNotSent = errors.New("not sent, an earlier record of its partition failed")
+
+// KafkaOptions are the producer's settings that a [KafkaPublisher] relies on. Add seed brokers, TLS and the like.
+func KafkaOptions() []kgo.Opt {
+	return []kgo.Opt{
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ProducerBatchMaxBytes(batchBytes),
+		kgo.RecordPartitioner(partitioner),
+		// The publisher decides what goes into a batch: everything that is buffered when it flushes.
+		kgo.ManualFlushing(),
+		kgo.MaxBufferedRecords(1 << 20),
+		// A page must be over when the lease is, acknowledged or not. What is cancelled is sent again by whoever leads
+		// then, and consumers drop what arrived twice.
+		kgo.AllowIdempotentProduceCancellation(),
+		// An unknown topic must be known to be unknown before a page's time is over.
+		kgo.UnknownTopicRetries(2),
+		kgo.MetadataMinAge(100 * time.Millisecond),
+	}
+}
+
+// partitioner is the one of Kafka's own clients for records with a key.
+var partitioner = kgo.StickyKeyPartitioner(nil)
+
+// KafkaPublisher is the [Publisher] for Kafka.
+type KafkaPublisher struct {
+	client *kgo.Client
+	turn   chan struct{} // one page at a time; it guards what follows
+	topics map[string]*topicLayout
+}
+
+// topicLayout says where the records of a topic go. It only decides what is sent together.
+type topicLayout struct {
+	partitions  int
+	read        time.Time
+	partitioner kgo.TopicPartitioner
+}
+
+// NewKafkaPublisher returns a publisher through client, which must have been made with [KafkaOptions] and which nobody
+// else may produce with. The caller closes client after the relays have returned. Relays that share a publisher take
+// turns.
+func NewKafkaPublisher(client *kgo.Client) *KafkaPublisher {
+	return &KafkaPublisher{client: client, turn: make(chan struct{}, 1), topics: map[string]*topicLayout{}}
+}
+
+// Publish sends page in rounds of at most one batch for each partition. When a batch fails, nothing later has been
+// sent.
+func (p *KafkaPublisher) Publish(ctx context.Context, page []Record) []error {
+	errs := make([]error, len(page))
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		for i := range errs {
+			errs[i] = ctx.Err()
+		}
+		return errs
+	}
+	records := kafkaRecords(page)
+	failed := false
+	for _, round := range p.rounds(ctx, page, records) {
+		if failed {
+			for _, i := range round {
+				errs[i] = errNotSent
+			}
+			continue
+		}
+		failed = p.send(ctx, records, round, errs)
+	}
+	if !failed {
+		return nil
+	}
+	return errs
+}
+
+func kafkaRecords(page []Record) []kgo.Record {
+	records := make([]kgo.Record, len(page))
+	for i := range page {
+		r := &page[i]
+		records[i] = kgo.Record{
+			Topic: r.Topic, Key: []byte(r.Key), Value: r.Value, Headers: r.Headers, Timestamp: r.CreatedAt,
+		}
+	}
+	return records
+}
+
+// rounds splits a page so that what a round sends to one partition fits one batch. Order within a partition is kept.
+func (p *KafkaPublisher) rounds(ctx context.Context, page []Record, records []kgo.Record) [][]int {
+	type partition struct {
+		topic  string
+		number int
+	}
+	type filling struct{ round, bytes int }
+	var (
+		rounds [][]int
+		fill   = map[partition]filling{}
+	)
+	const overhead = 100 // of a batch
+	for i := range page {
+		to := partition{page[i].Topic, p.partition(ctx, &records[i])}
+		at, begun := fill[to]
+		size := page[i].bytes()
+		if begun && overhead+at.bytes+size > batchBytes {
+			at = filling{round: at.round + 1}
+		}
+		at.bytes += size
+		fill[to] = at
+		if at.round == len(rounds) {
+			rounds = append(rounds, make([]int, 0, len(page)-i))
+		}
+		rounds[at.round] = append(rounds[at.round], i)
+	}
+	return rounds
+}
+
+// partition is where the client will send record. A topic whose partitions are not known counts as one.
+func (p *KafkaPublisher) partition(ctx context.Context, record *kgo.Record) int {
+	const fresh = 10 * time.Second
+	layout := p.topics[record.Topic]
+	if layout == nil {
+		layout = &topicLayout{partitioner: partitioner.ForTopic(record.Topic)}
+		p.topics[record.Topic] = layout
+	}
+	if time.Since(layout.read) > fresh {
+		layout.partitions = p.countPartitions(ctx, record.Topic)
+		layout.read = time.Now()
+	}
+	if layout.partitions < 2 {
+		return 0
+	}
+	return layout.partitioner.Partition(record, layout.partitions)
+}
+
+func (p *KafkaPublisher) countPartitions(ctx context.Context, topic string) int {
+	request := kmsg.NewPtrMetadataRequest()
+	of := kmsg.NewMetadataRequestTopic()
+	of.Topic = kmsg.StringPtr(topic)
+	request.Topics = append(request.Topics, of)
+	answer, err := p.client.RequestCachedMetadata(ctx, request, time.Minute)
+	if err != nil || len(answer.Topics) != 1 || answer.Topics[0].ErrorCode != 0 {
+		return 0
+	}
+	return len(answer.Topics[0].Partitions)
+}
+
+// send produces one round, waits until each record is acknowledged or has failed, and reports whether any has.
+func (p *KafkaPublisher) send(ctx context.Context, records []kgo.Record, round []int, errs []error) bool {
+	var (
+		sent   sync.WaitGroup
+		failed atomic.Bool
+	)
+	sent.Add(len(round))
+	for _, i := range round {
+		p.client.Produce(ctx, &records[i], func(_ *kgo.Record, err error) {
+			defer sent.Done()
+			if err != nil {
+				errs[i] = classify(err)
+				failed.Store(true)
+			}
+		})
+	}
+	// The promises say what came of each record, also when ctx ends first.
+	_ = p.client.Flush(ctx)
+	sent.Wait()
+	return failed.Load()
+}
+
+// refusals are the answers by which Kafka refuses a record itself, or its topic, whenever it is sent.
+var refusals = []error{
+	kerr.MessageTooLarge,
+	kerr.RecordListTooLarge,
+	kerr.InvalidRecord,
+	kerr.InvalidTimestamp,
+	kerr.UnknownTopicOrPartition,
+	kerr.UnknownTopicID,
+	kerr.InvalidTopicException,
+	kerr.UnsupportedForMessageFormat,
+}
+
+// classify marks the errors that sending again cannot mend.
+func classify(err error) error {
+	for _, refusal := range refusals {
+		if errors.Is(err, refusal) {
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+	}
+	return err
+}

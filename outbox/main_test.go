@@ -1,0 +1,114 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/orderflow-dev/orderflow/internal/pgtest"
+	"github.com/orderflow-dev/orderflow/outbox"
+	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// schema of the outbox in tests: not on the search_path, so that an unqualified name is noticed.
+const schema = "orders"
+
+func newOutbox(t testing.TB) *pgtest.DB {
+	t.Helper()
+	db := pgtest.NewEmpty(t)
+	db.Migrate(t, outbox.Migrations(), schema)
+	return db
+}
+
+// start runs a relay until the test ends or stop is called; stop returns what Run returned.
+func start(t testing.TB, pool *pgxpool.Pool, publisher outbox.Publisher, opts outbox.RelayOptions) (*outbox.Relay, func()) {
+	t.Helper()
+	opts.Schema = schema
+	opts.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	relay, err := outbox.NewRelay(pool, publisher, opts)
+	if err != nil {
+		t.Fatalf("NewRelay: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- relay.Run(ctx) }()
+	stopped := false
+	stop := func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v, want nil when ctx ends", err)
+		}
+	}
+	t.Cleanup(stop)
+	return relay, stop
+}
+
+// message returns the nth message of a key.
+func message(topic, key string, n int) outbox.Message {
+	return outbox.Message{
+		Topic: topic, Key: key, Type: "test.happened.v1", Subject: fmt.Sprint(n), Payload: fmt.Appendf(nil, `{"n":%d}`, n),
+	}
+}
+
+// write commits one transaction with msgs.
+func write(t testing.TB, pool *pgxpool.Pool, msgs ...outbox.Message) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		return outbox.Writer{Schema: schema}.Write(t.Context(), tx, msgs...)
+	})
+	if err != nil {
+		t.Fatalf("write %d messages: %v", len(msgs), err)
+	}
+}
+
+// waitFor waits until the broker has n different messages.
+func waitFor(t testing.TB, broker *outboxtest.Broker, n int) []outbox.Record {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := broker.Wait(ctx, func(records []outbox.Record) bool { return distinct(records) >= n }); err != nil {
+		t.Fatalf("want %d messages: %v", n, err)
+	}
+	return broker.Records()
+}
+
+func distinct(records []outbox.Record) int {
+	ids := map[uuid.UUID]bool{}
+	for _, r := range records {
+		ids[r.ID] = true
+	}
+	return len(ids)
+}
+
+// eventually asks until ok says nil, or fails the test with its last answer.
+func eventually(t testing.TB, ok func() error) {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		err := ok()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatal(errors.Join(err, t.Context().Err()))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}

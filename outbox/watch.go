@@ -1,0 +1,65 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// sighting is what a relay saw of its outbox last, leading or standing by.
+type sighting struct {
+	at          time.Time
+	err         error
+	oldest      time.Duration
+	backlog     int64
+	parkedKeys  int64
+	transaction time.Duration
+	leader      string
+}
+
+// watch looks at the outbox until ctx ends, apart from the loop that publishes: a loop that hangs must not look well.
+func (r *Relay) watch(ctx context.Context) {
+	const every = time.Second
+	for {
+		seen := r.look(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		r.seen.Store(&seen)
+		sleep(ctx, every)
+	}
+}
+
+func (r *Relay) look(ctx context.Context) sighting {
+	const limit = 100_000
+	ctx, cancel := context.WithTimeout(ctx, r.opts.MaxAge)
+	defer cancel()
+	seen := sighting{at: time.Now()}
+	status, err := inspectRelay(ctx, r.pool, r.opts.Schema, r.opts.Name, limit)
+	if err != nil {
+		seen.err = err
+		return seen
+	}
+	seen.oldest, seen.backlog, seen.parkedKeys, seen.leader = status.Oldest, status.Backlog, status.ParkedKeys, status.Leader
+	seen.transaction, _, seen.err = oldestTransaction(ctx, r.pool)
+	return seen
+}
+
+// Healthy returns nil while messages are published: by this relay, or by another of its name. It says how old the
+// oldest waiting message is once that is above [RelayOptions.MaxAge], whatever the reason. It never blocks.
+func (r *Relay) Healthy() error {
+	seen := r.seen.Load()
+	switch {
+	case seen == nil:
+		return errors.New("relay has not looked at the outbox yet")
+	case seen.err != nil:
+		return fmt.Errorf("relay cannot look at the outbox: %w", seen.err)
+	case time.Since(seen.at) > r.opts.MaxAge:
+		return fmt.Errorf("relay last looked at the outbox %v ago", time.Since(seen.at).Round(time.Second))
+	case seen.oldest > r.opts.MaxAge:
+		return fmt.Errorf("the oldest of %d unpublished messages waits for %v, limit %v",
+			seen.backlog, seen.oldest.Round(time.Second), r.opts.MaxAge)
+	}
+	return nil
+}
