@@ -1,0 +1,119 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/orderflow-dev/orderflow/outbox"
+)
+
+// Consumer reads the topics of its routes as one member of a consumer group. Any number of processes may run one.
+type Consumer struct {
+	pool   *pgxpool.Pool
+	group  string
+	routes *router
+	opts   Options
+	store  store
+	meters meters
+
+	circuit *circuit
+	health  *health
+	lanes   *lanes
+	tried   evidence
+	joined  atomic.Bool
+
+	mu         sync.Mutex // guards partitions
+	partitions map[topicPartition]*partition
+	commitMu   sync.Mutex // one commit at a time, so that a watermark never goes back
+}
+
+// NewConsumer returns a consumer of group. It does not own pool: the caller closes it after [Consumer.Run] returned.
+// The inbox and outbox tables must be there; see [Migrations].
+func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options) (*Consumer, error) {
+	var errs []error
+	if pool == nil {
+		errs = append(errs, errors.New("pool is nil"))
+	}
+	if group == "" {
+		errs = append(errs, errors.New("group is empty"))
+	}
+	if opts.BatchSize < 0 || opts.BatchSize > 500 {
+		errs = append(errs, fmt.Errorf("batch size %d is not within 1 to 500", opts.BatchSize))
+	}
+	r, err := newRouter(routes)
+	if err = errors.Join(append(errs, err)...); err != nil {
+		return nil, fmt.Errorf("inbox consumer: %w", err)
+	}
+	opts = opts.withDefaults(group)
+	m, err := newMeters(group, opts.Meter)
+	if err != nil {
+		return nil, fmt.Errorf("inbox consumer: %w", err)
+	}
+	opts.Log = opts.Log.With("group", group)
+	c := &Consumer{
+		pool: pool, group: group, routes: r, opts: opts, meters: m,
+		store:      store{schema: schemaPrefix(opts.Schema), group: group, dlqTopic: opts.DLQTopic, outbox: outbox.Writer{Schema: opts.Schema}},
+		partitions: map[topicPartition]*partition{},
+	}
+	c.health = newHealth()
+	c.circuit = newCircuit(opts.Log)
+	c.lanes = newLanes(opts.BatchSize, opts.BatchWait, c.circuit)
+	c.tried.seen = map[[2]string]int64{}
+	return c, nil
+}
+
+// Run consumes until ctx ends. Then it stops fetching, finishes the batches it has started, commits their offsets,
+// leaves the group and returns nil. It returns an error when the client cannot be made. A consumer runs once.
+func (c *Consumer) Run(ctx context.Context) error {
+	// Started batches outlive ctx by DrainTimeout.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	client, err := c.newClient(work)
+	if err != nil {
+		return fmt.Errorf("kafka client of group %s: %w", c.group, err)
+	}
+	stop := context.AfterFunc(ctx, c.lanes.close)
+	defer stop()
+
+	var loops sync.WaitGroup
+	for range c.opts.Workers {
+		loops.Go(func() { c.work(work) })
+	}
+	loops.Go(func() { c.fetch(ctx, client) })
+	loops.Go(func() { c.commitLoop(ctx, client) })
+	loops.Go(func() { c.drainLoop(ctx, work) })
+	loops.Go(func() { c.reclaimLoop(ctx) })
+	loops.Go(func() { c.watch(ctx) })
+
+	<-ctx.Done()
+	deadline := time.AfterFunc(c.opts.DrainTimeout, func() {
+		c.opts.Log.Warn("started batches cancelled, the drain timeout passed")
+		cancel()
+	})
+	loops.Wait()
+	deadline.Stop()
+	c.joined.Store(false)
+	c.leave(client)
+	return nil
+}
+
+// Ready returns nil while the consumer is a member of its group and can work; otherwise it says what it waits for.
+func (c *Consumer) Ready() error {
+	if !c.joined.Load() {
+		return fmt.Errorf("consumer group %s: not joined yet", c.group)
+	}
+	if err := c.circuit.openError(); err != nil {
+		return fmt.Errorf("consumer group %s: paused: %w", c.group, err)
+	}
+	return nil
+}
+
+func (c *Consumer) decoder() decoder {
+	return decoder{routes: c.routes, maxPayload: c.opts.MaxPayload, maxHeaders: c.opts.MaxHeaders}
+}

@@ -1,0 +1,304 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	drainPage    = 32 // holds claimed at once
+	drainWorkers = 2
+	drainLease   = 30 * time.Second
+)
+
+// hold is a key claimed for draining.
+type hold struct {
+	topic, key string
+	token      uuid.UUID
+	tries      int
+}
+
+// evidence remembers how many messages of a type had succeeded at the last try of a key's head.
+type evidence struct {
+	mu   sync.Mutex
+	seen map[[2]string]int64
+}
+
+// swap returns what was noted for a key, and notes now.
+func (e *evidence) swap(h hold, now int64) (before int64, known bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	before, known = e.seen[[2]string{h.topic, h.key}]
+	e.seen[[2]string{h.topic, h.key}] = now
+	return before, known
+}
+
+func (e *evidence) forget(h hold) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.seen, [2]string{h.topic, h.key})
+}
+
+// drainLoop works held keys that are due until ctx ends; the key at work gets to the end of its message under work.
+func (c *Consumer) drainLoop(ctx, work context.Context) {
+	tick := time.NewTicker(c.opts.DrainEvery)
+	defer tick.Stop()
+	c.wakeSupported(ctx)
+	for {
+		n := c.drain(ctx, work)
+		if n == drainPage {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// wakeSupported makes heads due that were held for want of a route this program has: a deploy releases them.
+func (c *Consumer) wakeSupported(ctx context.Context) {
+	_, err := c.pool.Exec(ctx, c.store.sql(`
+		UPDATE {inbox_holds} SET next_at = now()
+		WHERE consumer_group = $1 AND state = 'held' AND error_class = $2 AND type = ANY($3::text[])`),
+		c.group, ClassUnsupportedVersion, c.routes.types())
+	if err != nil && ctx.Err() == nil {
+		c.opts.Log.WarnContext(ctx, "held newer versions not looked at, they are due later", "error", err)
+	}
+}
+
+// drain claims due holds and works them. It returns how many it claimed.
+func (c *Consumer) drain(ctx, work context.Context) int {
+	if c.circuit.openError() != nil && !c.circuit.due(time.Now()) {
+		return 0
+	}
+	holds, err := c.claim(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			c.opts.Log.WarnContext(ctx, "held keys not drained, will retry", "error", err)
+		}
+		return 0
+	}
+	var g errgroup.Group
+	g.SetLimit(drainWorkers)
+	for _, h := range holds {
+		g.Go(func() error {
+			if err := c.drainKey(ctx, work, h); err != nil && ctx.Err() == nil {
+				c.opts.Log.WarnContext(work, "held key not drained, will retry", "topic", h.topic, "error", err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // logged above
+	if ctx.Err() != nil {
+		return 0
+	}
+	return len(holds)
+}
+
+func (c *Consumer) claim(ctx context.Context) ([]hold, error) {
+	token := uuid.New()
+	// A head that only another version of the program can read is left to that one.
+	rows, _ := c.pool.Query(ctx, c.store.sql(`
+		WITH due AS (
+			SELECT topic, key FROM {inbox_holds}
+			WHERE consumer_group = $1 AND state = 'held'
+			  AND next_at <= now() AND (leased_until IS NULL OR leased_until < now())
+			  AND (error_class IS DISTINCT FROM $5 OR type = ANY($6::text[]))
+			ORDER BY next_at
+			LIMIT $4
+			FOR UPDATE SKIP LOCKED
+		)
+		UPDATE {inbox_holds} h
+		SET lease_token = $2::text::uuid, leased_until = now() + $3 * interval '1 millisecond'
+		FROM due
+		WHERE h.consumer_group = $1 AND h.topic = due.topic AND h.key = due.key
+		RETURNING h.topic, h.key, h.tries`),
+		c.group, token.String(), drainLease.Milliseconds(), drainPage, ClassUnsupportedVersion, c.routes.types()) // CollectRows reports the error
+	holds, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (hold, error) {
+		h := hold{token: token}
+		return h, row.Scan(&h.topic, &h.key, &h.tries)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim holds: %w", err)
+	}
+	return holds, nil
+}
+
+// drainKey works the line of one key, head first, until it is empty or its head fails.
+func (c *Consumer) drainKey(ctx, work context.Context, h hold) error {
+	for ctx.Err() == nil {
+		wait, probe := c.circuit.permit(time.Now())
+		if wait > 0 {
+			return c.store.postpone(work, c.pool, h, wait)
+		}
+		more, err := c.drainHead(work, &h, probe)
+		switch {
+		case rerunnable(err):
+			if probe {
+				c.circuit.skip()
+			}
+			pause(work, 10*time.Millisecond)
+		case err != nil:
+			c.circuit.fail(err, probe)
+			return errors.Join(err, c.store.postpone(work, c.pool, h, c.opts.RetryMin))
+		case !more:
+			return nil
+		}
+	}
+	return c.store.postpone(work, c.pool, h, 0)
+}
+
+// errFenced says that another drainer, or a person, has the key now.
+var errFenced = errors.New("lease lost")
+
+// drainHead tries the head of a key. more is true when the next message of the key may be tried now.
+func (c *Consumer) drainHead(ctx context.Context, h *hold, probe bool) (more bool, err error) {
+	head, err := c.head(ctx, *h)
+	if err != nil {
+		return false, err
+	}
+	if head == nil || head.state == StateDead {
+		c.circuit.succeed(probe, false)
+		return false, c.store.rest(ctx, c.pool, *h)
+	}
+	failed := head.item.verdict
+	if failed == nil {
+		failed, err = c.drainApply(ctx, *h, head)
+	}
+	switch {
+	case errors.Is(err, errFenced):
+		c.circuit.succeed(probe, false)
+		return false, nil
+	case err != nil:
+		return false, err
+	case failed == nil:
+		c.circuit.succeed(probe, true)
+		c.health.success(&head.item.msg, time.Now())
+		c.meters.count(ctx, h.topic, "replayed", 1)
+		h.tries = 0
+		c.tried.forget(*h)
+		c.opts.AfterBatch()
+		return true, nil
+	}
+	c.circuit.succeed(probe, false)
+	return c.drainFailed(ctx, *h, head, failed)
+}
+
+// drainApply runs the handler and settles the message in one transaction. failed is the handler's verdict; err says
+// that nobody is to blame.
+func (c *Consumer) drainApply(ctx context.Context, h hold, head *parkedHead) (failed, err error) {
+	tx, err := c.pool.Begin(ctx)
+	if err != nil {
+		return nil, Outage(fmt.Errorf("begin drain: %w", err))
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = tx.Rollback(ctx) // after a commit this does nothing
+	}()
+	if err := callError(tx, c.invoke(ctx, tx, head.item.route, []*item{head.item})); err != nil {
+		if ctx.Err() != nil || rerunnable(err) || judge(err).kind == outage {
+			return nil, err
+		}
+		return err, nil
+	}
+	if err := c.store.unpark(ctx, tx, h, head, "done"); err != nil {
+		// A handler that swallowed an error of its transaction fails here: its message is to blame.
+		if inFailedTx(err) {
+			return err, nil
+		}
+		return nil, err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		if violated(err) {
+			return err, nil
+		}
+		return nil, fmt.Errorf("commit drain: %w", err)
+	}
+	return nil, nil
+}
+
+// drainFailed books a failed try of a head.
+func (c *Consumer) drainFailed(ctx context.Context, h hold, head *parkedHead, failed error) (more bool, err error) {
+	now := time.Now()
+	v := judge(failed)
+	it := head.item
+	c.logPanic(&it.msg, v, it.attempts+1)
+	f := newFailure(v, it.attempts+1, it.firstFailed, now)
+	if v.kind == discard {
+		return true, c.dropHead(ctx, h, head, v.err.Error())
+	}
+	counted := head.counted
+	if c.countsTowardDead(ctx, h, it, f.fingerprint) {
+		counted++
+	}
+	gone := v.kind == permanent && c.health.mayDie(&it.msg, now) || v.kind != held && v.kind != permanent && counted >= c.opts.MaxTries
+	next := halfJitter(c.opts.RetryMin, 4, h.tries+1, c.opts.RetryMax)
+	if v.kind == retryAfter {
+		next = v.after
+	}
+	if v.kind == held {
+		next = c.opts.RetryMax
+	}
+	err = pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
+		if err := c.store.fence(ctx, tx, h); err != nil {
+			return err
+		}
+		return c.store.failHead(ctx, tx, h, head, f, counted, gone, next)
+	})
+	if errors.Is(err, errFenced) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("book failed try: %w", err)
+	}
+	pk := parking{item: it, state: StateHeld, failure: f}
+	if gone {
+		pk.state = StateDead
+		c.meters.count(ctx, h.topic, "dead", 1)
+	}
+	c.logParked(ctx, pk)
+	return gone && it.route.Policy == ReleaseKey, nil
+}
+
+// countsTowardDead reports whether a failed try is the message's own fault: others of its type succeeded since its last
+// try, and few keys fail the same way.
+func (c *Consumer) countsTowardDead(ctx context.Context, h hold, it *item, fingerprint string) bool {
+	if c.opts.Evidence < 0 {
+		return true
+	}
+	now := c.health.successes(it.msg.Topic, it.msg.Type)
+	before, known := c.tried.swap(h, now)
+	if !known || now-before < int64(c.opts.Evidence) {
+		return false
+	}
+	var same int
+	err := c.pool.QueryRow(ctx, c.store.sql(`
+		SELECT count(*) FROM {inbox_holds} WHERE consumer_group = $1 AND fingerprint = $2`), c.group, fingerprint).Scan(&same)
+	return err == nil && same < max(50, c.health.activeKeys()/50)
+}
+
+// dropHead discards the head on the handler's word.
+func (c *Consumer) dropHead(ctx context.Context, h hold, head *parkedHead, reason string) error {
+	err := pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
+		if err := c.store.unpark(ctx, tx, h, head, "discarded"); err != nil {
+			return err
+		}
+		return c.store.audit(ctx, tx, auditRow{
+			action: "discard", topic: h.topic, key: h.key, eventID: head.item.dedupID, parkedID: head.id, reason: reason, by: "handler",
+		})
+	})
+	if err != nil && !errors.Is(err, errFenced) {
+		return fmt.Errorf("discard head: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// maxPoll bounds the records that one poll moves into lanes.
+const maxPoll = 2000
+
+// newClient returns the group's client. What the guarantees rest on comes last, so Options.Kafka cannot undo it.
+func (c *Consumer) newClient(ctx context.Context) (*kgo.Client, error) {
+	opts := []kgo.Opt{
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.FetchMaxWait(500 * time.Millisecond),
+		kgo.FetchMaxBytes(16 << 20),
+		kgo.RebalanceTimeout(rebalanceTimeout),
+	}
+	opts = append(opts, c.opts.Kafka...)
+	opts = append(opts,
+		kgo.ConsumerGroup(c.group),
+		kgo.ConsumeTopics(c.routes.topics()...),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.DisableAutoCommit(),
+		// Without this a partition could be revoked and assigned again between a poll and its enqueueing.
+		kgo.BlockRebalanceOnPoll(),
+		kgo.OnPartitionsAssigned(func(_ context.Context, client *kgo.Client, parts map[string][]int32) {
+			c.assigned(ctx, client, parts)
+		}),
+		kgo.OnPartitionsRevoked(func(_ context.Context, client *kgo.Client, parts map[string][]int32) {
+			c.revoked(client, parts)
+		}),
+		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, parts map[string][]int32) { c.lost(parts) }),
+	)
+	return kgo.NewClient(opts...)
+}
+
+// rebalanceTimeout is how long the group waits for a member in a rebalance. A revoke takes at most half of it.
+const rebalanceTimeout = 60 * time.Second
+
+// fetch moves records into lanes until ctx ends. It never waits for a worker: a partition with too much in memory is
+// paused instead.
+func (c *Consumer) fetch(ctx context.Context, client *kgo.Client) {
+	d := c.decoder()
+	for {
+		fetches := client.PollRecords(ctx, maxPoll)
+		if ctx.Err() != nil || fetches.IsClientClosed() {
+			client.AllowRebalance()
+			return
+		}
+		fetches.EachError(func(topic string, partition int32, err error) {
+			if !errors.Is(err, context.Canceled) {
+				c.opts.Log.WarnContext(ctx, "fetch failed, will retry", "topic", topic, "partition", partition, "error", err)
+			}
+		})
+		c.enqueue(ctx, client, d, fetches)
+		client.AllowRebalance()
+	}
+}
+
+func (c *Consumer) enqueue(ctx context.Context, client *kgo.Client, d decoder, fetches kgo.Fetches) {
+	now := time.Now()
+	fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
+		if len(ft.Records) == 0 {
+			return
+		}
+		items := make([]*item, len(ft.Records))
+		for i, rec := range ft.Records {
+			items[i] = d.decode(rec, now)
+		}
+		at := topicPartition{ft.Topic, ft.Partition}
+		p := c.partition(at)
+		if p == nil {
+			return // revoked since it was fetched
+		}
+		if c.addAll(ctx, p, ft.Records, items) {
+			client.PauseFetchPartitions(map[string][]int32{at.topic: {at.partition}})
+		}
+	})
+}
+
+func (c *Consumer) partition(at topicPartition) *partition {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.partitions[at]
+}
+
+// addAll puts records of one partition into their lanes and reports whether to pause the partition. Gaps between
+// offsets are nothing special: transaction markers and compacted records leave them.
+func (c *Consumer) addAll(ctx context.Context, p *partition, recs []*kgo.Record, items []*item) (pause bool) {
+	ignored := 0
+	l := c.lanes
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, rec := range recs {
+		if rec.Offset < p.next {
+			continue // seen in this assignment
+		}
+		if p.commit < 0 && p.next < 0 {
+			p.commit = rec.Offset
+		}
+		p.next = rec.Offset + 1
+		it := items[i]
+		if it == nil {
+			ignored++
+			if len(p.tracked) == 0 {
+				p.epoch = rec.LeaderEpoch
+			}
+			continue
+		}
+		it.track = &tracked{part: p, offset: rec.Offset, epoch: rec.LeaderEpoch, size: it.size()}
+		p.tracked = append(p.tracked, it.track)
+		p.buffered++
+		p.bytes += it.track.size
+		l.add(p, it)
+	}
+	c.meters.count(ctx, p.topic, "ignored", ignored)
+	l.changed.Broadcast()
+	if !p.paused && c.full(p) {
+		p.paused = true
+		return true
+	}
+	return false
+}
+
+// full reports whether p has used up its budget, or the consumer its own.
+func (c *Consumer) full(p *partition) bool {
+	return p.buffered >= c.opts.MaxBuffered || p.span() >= int64(c.opts.MaxBuffered)*10 ||
+		(c.lanes.bytes >= c.opts.MaxBufferedBytes && p.buffered > 0)
+}
+
+// resume lets partitions fetch again that have worked off half of their budget.
+func (c *Consumer) resume(client *kgo.Client) {
+	parts := map[string][]int32{}
+	c.mu.Lock()
+	c.lanes.mu.Lock()
+	for at, p := range c.partitions {
+		if p.paused && p.buffered <= c.opts.MaxBuffered/2 && p.span() <= int64(c.opts.MaxBuffered)*5 &&
+			(c.lanes.bytes <= c.opts.MaxBufferedBytes/2 || p.buffered == 0) {
+			p.paused = false
+			parts[at.topic] = append(parts[at.topic], at.partition)
+		}
+	}
+	c.lanes.mu.Unlock()
+	c.mu.Unlock()
+	if len(parts) > 0 {
+		client.ResumeFetchPartitions(parts)
+	}
+}
+
+func (c *Consumer) assigned(ctx context.Context, client *kgo.Client, parts map[string][]int32) {
+	c.joined.Store(true)
+	c.mu.Lock()
+	for topic, ids := range parts {
+		for _, id := range ids {
+			at := topicPartition{topic, id}
+			c.partitions[at] = newPartition(ctx, at)
+		}
+	}
+	c.mu.Unlock()
+	if len(parts) > 0 {
+		client.ResumeFetchPartitions(parts) // a pause outlives the assignment it was made in
+		c.opts.Log.Info("partitions assigned", "partitions", parts)
+	}
+}
+
+// takeAway removes partitions from the consumer: nothing more of them is started.
+func (c *Consumer) takeAway(parts map[string][]int32) []*partition {
+	var taken []*partition
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lanes.mu.Lock()
+	defer c.lanes.mu.Unlock()
+	for topic, ids := range parts {
+		for _, id := range ids {
+			at := topicPartition{topic, id}
+			if p := c.partitions[at]; p != nil {
+				delete(c.partitions, at)
+				c.lanes.end(p)
+				taken = append(taken, p)
+			}
+		}
+	}
+	return taken
+}
+
+// revoked hands partitions over cleanly: it finishes what is started, commits, lets go.
+func (c *Consumer) revoked(client *kgo.Client, parts map[string][]int32) {
+	taken := c.takeAway(parts)
+	if len(taken) == 0 {
+		return
+	}
+	clean := c.lanes.quiesce(context.Background(), taken, rebalanceTimeout/2)
+	c.commit(client, taken)
+	for _, p := range taken {
+		p.cancel()
+	}
+	c.opts.Log.Info("partitions revoked", "partitions", parts, "finished", clean)
+}
+
+// lost lets go of partitions that already belong to somebody else: their batches are cancelled, nothing is committed.
+func (c *Consumer) lost(parts map[string][]int32) {
+	for _, p := range c.takeAway(parts) {
+		p.cancel()
+	}
+	if len(parts) > 0 {
+		c.opts.Log.Warn("partitions lost", "partitions", parts)
+	}
+}

@@ -1,0 +1,346 @@
+package inbox
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// lanes hands messages to workers. A lane is one key of one partition; its messages are in one worker at a time. A
+// worker takes a batch of lanes whose next message has the same route.
+type lanes struct {
+	batchSize int
+	batchWait time.Duration
+	circuit   *circuit
+
+	mu       sync.Mutex
+	changed  *sync.Cond
+	ready    map[*route]*line
+	closed   bool
+	bytes    int64
+	finished int64 // messages that got their fate, for the watchdog
+	waiting  int   // messages in memory without a fate
+	batches  map[*batch]struct{}
+}
+
+// line is the lanes that are ready for one route, in the order they became ready.
+type line struct {
+	lanes    []*lane
+	messages int // an upper bound of what they hold
+}
+
+// lane is one key of one partition.
+type lane struct {
+	part  *partition
+	key   string
+	queue []*item
+	busy  bool // in a line, in a worker, or waiting for its next try
+	lined bool // in a line
+	since time.Time
+}
+
+// batch is what one worker does in one transaction.
+type batch struct {
+	route   *route
+	lanes   []*lane
+	counts  []int   // how many messages of each lane
+	items   []*item // those messages, lane by lane
+	probe   bool
+	started time.Time
+}
+
+func newLanes(batchSize int, batchWait time.Duration, c *circuit) *lanes {
+	l := &lanes{batchSize: batchSize, batchWait: batchWait, circuit: c, ready: map[*route]*line{}, batches: map[*batch]struct{}{}}
+	l.changed = sync.NewCond(&l.mu)
+	return l
+}
+
+// close makes take return nil. Started batches go on.
+func (l *lanes) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	l.changed.Broadcast()
+}
+
+// add appends a message to its lane. The caller holds mu, and wakes the workers when it has added all.
+func (l *lanes) add(p *partition, it *item) {
+	ln := p.lanes[it.key]
+	if ln == nil {
+		ln = &lane{part: p, key: it.key}
+		p.lanes[it.key] = ln
+	}
+	ln.queue = append(ln.queue, it)
+	l.waiting++
+	l.bytes += it.track.size
+	switch {
+	case !ln.busy:
+		l.enqueue(ln)
+	case ln.lined:
+		l.ready[ln.queue[0].route].messages++
+	}
+}
+
+// enqueue puts a lane at the end of its line.
+func (l *lanes) enqueue(ln *lane) {
+	rt := ln.queue[0].route
+	at := l.ready[rt]
+	if at == nil {
+		at = &line{}
+		l.ready[rt] = at
+	}
+	ln.busy, ln.lined, ln.since = true, true, time.Now()
+	at.lanes = append(at.lanes, ln)
+	at.messages += len(ln.queue)
+}
+
+// take waits for work and returns it; nil after close.
+func (l *lanes) take() *batch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		if l.closed {
+			return nil
+		}
+		if b := l.tryTake(time.Now()); b != nil {
+			return b
+		}
+		l.changed.Wait()
+	}
+}
+
+func (l *lanes) tryTake(now time.Time) *batch {
+	rt, at := l.oldest()
+	if at == nil {
+		return nil
+	}
+	wait, probe := l.circuit.permit(now)
+	if wait > 0 {
+		l.wakeAfter(wait)
+		return nil
+	}
+	size := min(l.batchSize, rt.limit.size())
+	if probe {
+		size = 1
+	}
+	if age := now.Sub(at.lanes[0].since); at.messages < size && age < l.batchWait {
+		l.wakeAfter(l.batchWait - age)
+		return nil
+	}
+	b := l.assemble(rt, at, size)
+	b.probe, b.started = probe, now
+	if len(b.items) == 0 {
+		if probe {
+			l.circuit.skip()
+		}
+		return nil
+	}
+	l.batches[b] = struct{}{}
+	return b
+}
+
+// oldest returns the line whose first lane waits longest.
+func (l *lanes) oldest() (*route, *line) {
+	var rt *route
+	var oldest *line
+	for r, at := range l.ready {
+		for len(at.lanes) > 0 && at.lanes[0].part.gone {
+			at.messages -= len(at.lanes[0].queue)
+			at.lanes = at.lanes[1:]
+		}
+		if len(at.lanes) == 0 {
+			delete(l.ready, r)
+			continue
+		}
+		if oldest == nil || at.lanes[0].since.Before(oldest.lanes[0].since) {
+			rt, oldest = r, at
+		}
+	}
+	return rt, oldest
+}
+
+// assemble takes up to size messages from the front of a line: from each lane those at its head that have this route.
+func (l *lanes) assemble(rt *route, at *line, size int) *batch {
+	b := &batch{route: rt}
+	for len(at.lanes) > 0 && len(b.items) < size {
+		ln := at.lanes[0]
+		at.lanes[0] = nil
+		at.lanes = at.lanes[1:]
+		at.messages -= len(ln.queue)
+		ln.lined = false
+		if ln.part.gone {
+			continue
+		}
+		n := 0
+		for n < len(ln.queue) && len(b.items) < size && ln.queue[n].route == rt {
+			b.items = append(b.items, ln.queue[n])
+			n++
+		}
+		b.lanes, b.counts = append(b.lanes, ln), append(b.counts, n)
+		ln.part.inFlight++
+	}
+	if len(at.lanes) == 0 {
+		delete(l.ready, rt)
+	}
+	return b
+}
+
+// finish takes the messages with a fate off their lanes. retry says how long a lane waits for its next try; finished
+// messages of a lane always are its first ones, because what follows a failed message waits.
+func (l *lanes) finish(b *batch, finished func(*item) bool, retry func(*item) time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.batches, b)
+	i := 0
+	for at, ln := range b.lanes {
+		n := 0
+		for ; n < b.counts[at] && finished(b.items[i+n]); n++ {
+			l.settle(b.items[i+n])
+		}
+		i += b.counts[at]
+		clear(ln.queue[:n])
+		ln.queue = ln.queue[n:]
+		ln.part.inFlight--
+		l.release(ln, retry)
+	}
+	l.changed.Broadcast()
+}
+
+func (l *lanes) settle(it *item) {
+	it.track.part.finish(it.track)
+	l.finished++
+	if !it.track.part.gone { // end has counted it already
+		l.bytes -= it.track.size
+		l.waiting--
+	}
+}
+
+// release gives a lane back after its batch.
+func (l *lanes) release(ln *lane, retry func(*item) time.Duration) {
+	ln.busy = false
+	switch {
+	case ln.part.gone:
+	case len(ln.queue) == 0:
+		delete(ln.part.lanes, ln.key)
+	default:
+		wait := retry(ln.queue[0])
+		if wait <= 0 {
+			l.enqueue(ln)
+			return
+		}
+		ln.busy = true
+		time.AfterFunc(wait, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if !ln.part.gone {
+				l.enqueue(ln)
+				l.changed.Broadcast()
+			}
+		})
+	}
+}
+
+// end takes a partition out: nothing more of it is started. The caller holds mu.
+func (l *lanes) end(p *partition) {
+	p.gone = true
+	for _, ln := range p.lanes {
+		for _, it := range ln.queue {
+			if !it.track.done {
+				l.bytes -= it.track.size
+				l.waiting--
+			}
+		}
+	}
+}
+
+// quiesce waits until no batch has messages of parts, at most until the deadline, and reports whether it came to that.
+func (l *lanes) quiesce(ctx context.Context, parts []*partition, limit time.Duration) bool {
+	deadline := time.Now().Add(limit)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakeAfter(limit)
+	stop := context.AfterFunc(ctx, func() { l.wakeAfter(0) })
+	defer stop()
+	for {
+		busy := false
+		for _, p := range parts {
+			busy = busy || p.inFlight > 0
+		}
+		if !busy {
+			return true
+		}
+		if !time.Now().Before(deadline) || ctx.Err() != nil {
+			return false
+		}
+		l.changed.Wait()
+	}
+}
+
+// wakeAfter makes every waiter look again. The lock is taken so that none misses it between its look and its wait.
+func (l *lanes) wakeAfter(d time.Duration) {
+	time.AfterFunc(d, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.changed.Broadcast()
+	})
+}
+
+// batchLimit is what a route learns from failures.
+type batchLimit struct {
+	mu      sync.Mutex
+	limit   int // 0: none
+	clean   int // batches since the limit moved
+	guarded int // batches still to run with savepoints
+}
+
+const (
+	guardedBatches = 100 // after a failure
+	cleanToDouble  = 10
+	noLimit        = 1 << 20
+)
+
+func (b *batchLimit) size() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.limit == 0 {
+		return noLimit
+	}
+	return b.limit
+}
+
+// shrink makes batches single: the handler's writes meet those of other batches in another order.
+func (b *batchLimit) shrink() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limit, b.clean = 1, 0
+}
+
+// committed notes a batch without trouble; batches double slowly back to their full size.
+func (b *batchLimit) committed() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.guarded = max(b.guarded-1, 0)
+	if b.limit == 0 {
+		return
+	}
+	if b.clean++; b.clean < cleanToDouble {
+		return
+	}
+	b.clean = 0
+	if b.limit *= 2; b.limit > 500 {
+		b.limit = 0
+	}
+}
+
+// guard makes the next batches run with savepoints.
+func (b *batchLimit) guard() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.guarded = guardedBatches
+}
+
+func (b *batchLimit) isGuarded() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.guarded > 0
+}

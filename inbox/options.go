@@ -1,0 +1,100 @@
+package inbox
+
+import (
+	"cmp"
+	"log/slog"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.opentelemetry.io/otel/metric"
+)
+
+// Options tunes a [Consumer]. The zero value is right, except that Kafka must name the brokers.
+type Options struct {
+	// Schema is where the inbox and outbox tables are. Default: the connection's search_path.
+	Schema string
+
+	// Kafka is passed to the client: seed brokers, dialer, static membership, session timeout.
+	Kafka []kgo.Opt
+
+	// DLQTopic receives a copy of each dead message through the outbox. Default: the group's name + ".dlq".
+	DLQTopic string
+
+	// BatchSize is the most messages in one transaction. Default 100, at most 500.
+	BatchSize int
+
+	// BatchWait is how long a worker waits for a batch to fill. Default 5 ms; negative: not at all.
+	BatchWait time.Duration
+
+	// Workers is the number of transactions open at once. Each holds one connection of the pool, the drainer two
+	// more. Default 4.
+	Workers int
+
+	// InlineAttempts is how often a failing message is tried while its key waits in memory, within 2 s, before it is
+	// parked. Default 3.
+	InlineAttempts int
+
+	// RetryMin and RetryMax bound the delay between the tries of a parked message; it grows fourfold from one to the
+	// next. Defaults 5 s and 30 min.
+	RetryMin, RetryMax time.Duration
+
+	// MaxTries is the number of counted tries after which a parked message is dead. A try counts only when Evidence
+	// messages of its type succeeded since the try before: an outage kills nobody. Default 12.
+	MaxTries int
+
+	// Evidence is described at MaxTries. Default 20; negative: every try counts.
+	Evidence int
+
+	// DrainEvery is the pause between looks at the held keys. Default 250 ms.
+	DrainEvery time.Duration
+
+	// CommitEvery is the pause between offset commits. Default 200 ms.
+	CommitEvery time.Duration
+
+	// DrainTimeout is how long Run lets started batches go on after its context ended. Default 20 s.
+	DrainTimeout time.Duration
+
+	// StallAfter is how long nothing may move before the log says why. Default 30 s.
+	StallAfter time.Duration
+
+	// MaxPayload in bytes, and MaxHeaders, are the limits over which a message is dead. Defaults 1 MiB and 100.
+	MaxPayload, MaxHeaders int
+
+	// MaxBuffered is the most messages of one partition in memory; over it, fetching the partition pauses. A
+	// partition also pauses when its oldest unfinished message is 10 times as many offsets behind. Default 5000.
+	MaxBuffered int
+
+	// MaxBufferedBytes is the most payload of all partitions in memory. Default 64 MiB.
+	MaxBufferedBytes int64
+
+	// AfterBatch is called after every committed batch, to kick what the batch made work for. It must not block.
+	AfterBatch func()
+
+	Log   *slog.Logger // default: nothing is logged
+	Meter metric.Meter // default: nothing is measured
+}
+
+func (o Options) withDefaults(group string) Options {
+	o.DLQTopic = cmp.Or(o.DLQTopic, group+".dlq")
+	o.BatchSize = cmp.Or(o.BatchSize, 100)
+	o.BatchWait = cmp.Or(o.BatchWait, 5*time.Millisecond)
+	o.Workers = cmp.Or(o.Workers, 4)
+	o.InlineAttempts = cmp.Or(o.InlineAttempts, 3)
+	o.RetryMin = cmp.Or(o.RetryMin, 5*time.Second)
+	o.RetryMax = cmp.Or(o.RetryMax, 30*time.Minute)
+	o.MaxTries = cmp.Or(o.MaxTries, 12)
+	o.Evidence = cmp.Or(o.Evidence, 20)
+	o.DrainEvery = cmp.Or(o.DrainEvery, 250*time.Millisecond)
+	o.CommitEvery = cmp.Or(o.CommitEvery, 200*time.Millisecond)
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)
+	o.StallAfter = cmp.Or(o.StallAfter, 30*time.Second)
+	o.MaxPayload = cmp.Or(o.MaxPayload, 1<<20)
+	o.MaxHeaders = cmp.Or(o.MaxHeaders, 100)
+	o.MaxBuffered = cmp.Or(o.MaxBuffered, 5000)
+	o.MaxBufferedBytes = cmp.Or(o.MaxBufferedBytes, 64<<20)
+	if o.AfterBatch == nil {
+		o.AfterBatch = func() {}
+	}
+	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
+	return o
+}

@@ -1,0 +1,95 @@
+package inbox
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// router finds the route of a message.
+type router struct {
+	byType map[topicType]*route
+	// names maps a type without its major version to true where a route handles some version of it.
+	names    map[topicType]bool
+	fallback map[string]*route // by topic: carries the policy for messages that cannot be routed
+}
+
+type topicType struct{ topic, typ string }
+
+// route is a Route with what the consumer learns about it.
+type route struct {
+	Route
+	limit batchLimit
+}
+
+func newRouter(routes []Route) (*router, error) {
+	r := &router{byType: map[topicType]*route{}, names: map[topicType]bool{}, fallback: map[string]*route{}}
+	var errs []error
+	if len(routes) == 0 {
+		errs = append(errs, errors.New("no routes"))
+	}
+	for _, rt := range routes {
+		at := topicType{rt.Topic, rt.Type}
+		switch {
+		case rt.Topic == "" || rt.Type == "":
+			errs = append(errs, fmt.Errorf("route %q %q: topic or type is empty", rt.Topic, rt.Type))
+		case (rt.Handle == nil) == (rt.HandleBatch == nil):
+			errs = append(errs, fmt.Errorf("route %s %s: set exactly one of Handle and HandleBatch", rt.Topic, rt.Type))
+		case r.byType[at] != nil:
+			errs = append(errs, fmt.Errorf("route %s %s: given twice", rt.Topic, rt.Type))
+		}
+		r.byType[at] = &route{Route: rt}
+		if name, _, ok := splitVersion(rt.Type); ok {
+			r.names[topicType{rt.Topic, name}] = true
+		}
+		// A message that cannot be routed holds its key, unless no route of its topic would.
+		fb := r.fallback[rt.Topic]
+		if fb == nil {
+			fb = &route{Route: Route{Topic: rt.Topic, Policy: rt.Policy}}
+			r.fallback[rt.Topic] = fb
+		}
+		if rt.Policy == HoldKey {
+			fb.Policy = HoldKey
+		}
+	}
+	return r, errors.Join(errs...)
+}
+
+// topics returns the topics of the routes, sorted.
+func (r *router) topics() []string {
+	topics := make([]string, 0, len(r.fallback))
+	for topic := range r.fallback {
+		topics = append(topics, topic)
+	}
+	slices.Sort(topics)
+	return topics
+}
+
+// types returns the types that topic has a route for.
+func (r *router) types() []string {
+	var types []string
+	for at := range r.byType {
+		types = append(types, at.typ)
+	}
+	return types
+}
+
+// find returns the route of a message, nil for a type that is not this group's business. otherVersion is true when
+// only another major version of the type has a route.
+func (r *router) find(topic, typ string) (rt *route, otherVersion bool) {
+	if rt := r.byType[topicType{topic, typ}]; rt != nil {
+		return rt, false
+	}
+	name, _, ok := splitVersion(typ)
+	return nil, ok && r.names[topicType{topic, name}]
+}
+
+// splitVersion splits "order.placed.v1" into "order.placed" and "v1".
+func splitVersion(typ string) (name, version string, ok bool) {
+	i := strings.LastIndex(typ, ".v")
+	if i <= 0 || i+2 == len(typ) || strings.Trim(typ[i+2:], "0123456789") != "" {
+		return typ, "", false
+	}
+	return typ[:i], typ[i+1:], true
+}
