@@ -1,0 +1,47 @@
+// Package sandbox is the outside world for development and tests: a payment provider over HTTP and a mail catcher over
+// SMTP, in a process of their own. The other services talk to it as they would to the real thing and never link it.
+//
+// What it promises is what a checker needs. Every charge, refund, cancel and accepted mail is in the journal, once, in
+// the order it happened, and was on disk before anybody was told of it. All state is rebuilt from the journal at start,
+// so a sandbox that is killed has forgotten nothing it answered for. It hides nothing either: a caller that charges one
+// order with two intents is charged twice, and a mail that is handed over twice is accepted twice.
+//
+// # Payments
+//
+//	POST /v1/payment_intents                      {amount, currency, payment_method, reference}   201 requires_confirmation
+//	POST /v1/payment_intents/{id}/confirm                                                         200 succeeded, 402 declined
+//	POST /v1/payment_intents/{id}/cancel                                                          200 canceled, 409 succeeded
+//	GET  /v1/payment_intents/{id}                                                                 200, 404
+//	GET  /v1/payment_intents?idempotency_key=KEY  the intent that KEY created                     200, 404
+//	POST /v1/refunds                              {payment_intent}                                201, 409
+//
+// Amounts are minor units of currency (ISO 4217). Creating, confirming and refunding need an Idempotency-Key header. Keys
+// are scoped to the operation and kept for ever: a repeat is told the stored answer, with "Idempotent-Replayed: true";
+// the same key with another request is told 409 idempotency_key_reused. An intent is in one of four states:
+// requires_confirmation, succeeded, declined, canceled. A cancelled intent can no longer be charged: its confirm is told
+// 402 intent_canceled, and it makes no difference whether the confirm was sent before the cancel. A refund is of the
+// whole amount; a second one, under another key, is told 409 already_refunded. Errors are {code, message}.
+//
+// The payment method chooses what a confirm does:
+//
+//	pm_ok           charges
+//	pm_declined     declines, as does every method not named here
+//	pm_slow         charges after [Config.Slow]
+//	pm_late         charges after [Config.Late], long after the caller gave up, unless it is cancelled before
+//	pm_timeout      never charges; says nothing for [Config.Hang], then 504
+//	pm_lost_answer  charges and drops the connection; a repeat under the same key is told the answer
+//	pm_error_once   500 and no charge; the next confirm charges
+//
+// # Mail
+//
+//	GET /v1/mail[?to=&message_id=&order_id=]      what was accepted, in order, as a JSON array
+//	GET /v1/mail/{seq}                            one mail with its text and HTML
+//
+// # Journal and faults
+//
+//	GET  /v1/journal[?after=SEQ]                  JSON lines {seq, at, kind, reference, …}, kind charge|refund|cancel|mail
+//	POST /v1/faults                               {"smtp": "451", "smtp_count": 2, "payments": "drop"}
+//
+// In the journal a mail's own kind is email_kind, and its reference is the order's id, from the headers X-Order-ID and
+// X-Email-Kind. Faults are described at [Faults]; they are not state and end with the process.
+package sandbox
