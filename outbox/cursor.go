@@ -75,12 +75,18 @@ func (t *term) saveCursor(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// pruneCursor deletes what the newest rows have made obsolete.
+// pruneCursor deletes all but the newest rows, whichever epoch wrote them.
 func (t *term) pruneCursor(ctx context.Context) error {
-	const keep = 10
 	_, err := t.r.pool.Exec(ctx, `
 		DELETE FROM `+t.r.table("outbox_cursor")+`
-		WHERE relay = $1 AND (epoch, n) < ($2::bigint, $3::bigint)`, t.r.opts.Name, t.lease.epoch, t.n-keep)
+		WHERE relay = $1 AND (epoch, n) < (
+			SELECT epoch, n
+			FROM `+t.r.table("outbox_cursor")+`
+			WHERE relay = $1
+			ORDER BY epoch DESC, n DESC
+			OFFSET 9
+			LIMIT 1
+		)`, t.r.opts.Name)
 	if err != nil {
 		return fmt.Errorf("prune cursor: %w", err)
 	}

@@ -36,6 +36,11 @@ func (t *term) deliver(ctx context.Context, page []Record) ([]parkedRow, error) 
 			continue
 		}
 		t.r.log.WarnContext(ctx, "broker takes no messages", "error", cause)
+		if !t.unsaved.IsZero() { // the pages before this one, which may have to wait for long
+			if err := t.checkpoint(ctx, nil); err != nil {
+				return nil, err
+			}
+		}
 		sleep(ctx, pause)
 		pause = min(2*pause, longest)
 		if ctx.Err() != nil {

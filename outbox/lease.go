@@ -30,7 +30,7 @@ func (l *lease) left() time.Duration { return time.Duration(l.until.Load()) - ti
 // stand waits until this relay leads, or ctx ends.
 func (r *Relay) stand(ctx context.Context) (*lease, error) {
 	// An attempt that finds a living leader writes nothing and takes no transaction id.
-	const attempt = 250 * time.Millisecond
+	const attempt = 150 * time.Millisecond
 	if err := r.enroll(ctx); err != nil {
 		return nil, err
 	}

@@ -112,3 +112,27 @@ func eventually(t testing.TB, ok func() error) {
 		}
 	}
 }
+
+type roleDB struct {
+	role string
+	pool *pgxpool.Pool
+}
+
+// createRole makes a login role for this test and connects as it.
+func createRole(t testing.TB, db *pgtest.DB, name string) roleDB {
+	t.Helper()
+	role := fmt.Sprintf("%s_%s", name, uuid.NewString()[:8])
+	ctx := context.WithoutCancel(t.Context())
+	if _, err := db.Pool.Exec(ctx, fmt.Sprintf(`CREATE ROLE %s LOGIN PASSWORD '%s'`, role, pgtest.RolePassword)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := db.Pool.Exec(ctx, fmt.Sprintf(`DROP OWNED BY %s; DROP ROLE %s`, role, role)); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := db.Pool.Exec(ctx, `GRANT USAGE ON SCHEMA `+schema+` TO `+role); err != nil {
+		t.Fatal(err)
+	}
+	return roleDB{role, db.RolePool(role)}
+}

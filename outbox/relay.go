@@ -121,6 +121,7 @@ type Relay struct {
 	source    []byte
 	holder    string
 	slotWidth time.Duration // of the ring; tests turn it faster
+	tidyEvery time.Duration
 	kick      chan struct{}
 	metrics   metrics
 	seen      atomic.Pointer[sighting]
@@ -145,6 +146,7 @@ func NewRelay(pool *pgxpool.Pool, publisher Publisher, opts RelayOptions) (*Rela
 		source:    []byte(opts.Source),
 		holder:    fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8]),
 		slotWidth: slotWidth,
+		tidyEvery: 10 * time.Second,
 		kick:      make(chan struct{}, 1),
 	}
 	if r.metrics, err = newMetrics(r); err != nil {

@@ -13,8 +13,7 @@ import (
 // How often a leader does what need not be done at every poll.
 const (
 	checkpointEvery = 50 * time.Millisecond
-	settleEvery     = time.Second      // released and discarded keys, replays
-	tidyEvery       = 10 * time.Second // prune, truncate
+	settleEvery     = time.Second // released and discarded keys, replays
 )
 
 // term is one time of leading: what the leader has in memory. It is dropped on any error and whenever the server is not
@@ -180,22 +179,23 @@ func (t *term) chores(ctx context.Context) error {
 			return err
 		}
 	}
-	now := time.Now()
-	if t.at.cur != "" || now.Before(t.settleDue) {
+	if t.at.cur != "" {
 		return nil
 	}
-	t.settleDue = now.Add(settleEvery)
-	if err := t.settle(ctx); err != nil {
-		return err
+	if now := time.Now(); now.After(t.settleDue) {
+		t.settleDue = now.Add(settleEvery)
+		if err := t.settle(ctx); err != nil {
+			return err
+		}
+		if err := t.replays(ctx); err != nil {
+			return err
+		}
 	}
-	if err := t.replays(ctx); err != nil {
-		return err
+	if now := time.Now(); now.After(t.tidyDue) {
+		t.tidyDue = now.Add(t.r.tidyEvery)
+		return t.tidy(ctx)
 	}
-	if now.Before(t.tidyDue) {
-		return nil
-	}
-	t.tidyDue = now.Add(tidyEvery)
-	return t.tidy(ctx)
+	return nil
 }
 
 // tidy moves the durable cursor past transactions that wrote nothing here, and gives space back.

@@ -1,0 +1,176 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
+	"github.com/orderflow-dev/orderflow/outbox"
+)
+
+func newKafka(t *testing.T, broker *kafkatest.Broker) *outbox.KafkaPublisher {
+	t.Helper()
+	return outbox.NewKafkaPublisher(broker.Client(t, outbox.KafkaOptions()...))
+}
+
+func TestKafkaReceivesEachKeyInOnePartitionInOrder(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	const keys, each = 20, 40
+	for n := range each {
+		var batch []outbox.Message
+		for k := range keys {
+			batch = append(batch, message("orders", fmt.Sprint("user-", k), n))
+		}
+		write(t, db.Pool, batch...)
+	}
+	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{PageSize: 100, Source: "/orders"})
+	next, partition := map[string]int{}, map[string]int32{}
+	for _, r := range broker.Read(t, keys*each, "orders") {
+		key := string(r.Key)
+		if want := fmt.Sprintf(`{"n":%d}`, next[key]); string(r.Value) != want {
+			t.Fatalf("key %s: got %s, want %s", key, r.Value, want)
+		}
+		if next[key]++; next[key] > 1 && partition[key] != r.Partition {
+			t.Fatalf("key %s is in partitions %d and %d", key, partition[key], r.Partition)
+		}
+		partition[key] = r.Partition
+		if names := headerNames(r); !strings.HasPrefix(names, "ce_specversion ce_id ce_type ce_source ce_time content-type outbox-seq ce_subject") {
+			t.Fatalf("headers are %s", names)
+		}
+	}
+}
+
+func headerNames(r *kgo.Record) string {
+	var names []string
+	for _, h := range r.Headers {
+		names = append(names, h.Key)
+	}
+	return strings.Join(names, " ")
+}
+
+// F9: Kafka refuses a batch for one record in it. Nothing but that record's key may suffer, and nothing of that key may
+// overtake it.
+func TestKafkaTopicLimitParksTheCulpritAndFailsNoInnocent(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.NewWith(t, []kfake.Opt{
+		kfake.SeedTopics(1, "orders"), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "3000"}),
+	})
+	db := newOutbox(t)
+	var batch []outbox.Message
+	for n := range 30 {
+		batch = append(batch, message("orders", fmt.Sprint("user-", n%10), n/10))
+	}
+	batch[13].Payload = []byte(incompressible(4000)) // user-3's second
+	write(t, db.Pool, batch...)
+	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{})
+	got := map[string]string{}
+	for _, r := range broker.Read(t, 28, "orders") {
+		got[string(r.Key)] += string(r.Value)
+	}
+	for k := range 10 {
+		key, want := fmt.Sprint("user-", k), `{"n":0}{"n":1}{"n":2}`
+		if k == 3 {
+			want = `{"n":0}`
+		}
+		if got[key] != want {
+			t.Errorf("key %s: got %s, want %s", key, got[key], want)
+		}
+	}
+	eventually(t, func() error {
+		parked, err := outbox.ListParked(t.Context(), db.Pool, schema)
+		if err == nil && (len(parked) != 2 || parked[0].Key != "user-3" || !strings.Contains(parked[0].Error, "MESSAGE_TOO_LARGE")) {
+			err = fmt.Errorf("parked %+v, want user-3's second and third", parked)
+		}
+		return err
+	})
+}
+
+// incompressible is text that no codec makes smaller by half.
+func incompressible(n int) string {
+	var b strings.Builder
+	for x := uint64(88172645463325252); b.Len() < n; {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		fmt.Fprintf(&b, "%x", x)
+	}
+	return b.String()[:n]
+}
+
+func TestKafkaUnknownTopicParksItsKeysAndOthersFlow(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	write(t, db.Pool, message("nowhere", "a", 1), message("orders", "a", 1), message("nowhere", "a", 2))
+	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{})
+	broker.Read(t, 1, "orders")
+	eventually(t, func() error {
+		parked, err := outbox.ListParked(t.Context(), db.Pool, schema)
+		if err == nil && (len(parked) != 2 || parked[0].Topic != "nowhere") {
+			err = fmt.Errorf("parked %+v, want both messages to nowhere", parked)
+		}
+		return err
+	})
+}
+
+// F12: the broker has appended the batch, and its answer is lost.
+func TestKafkaLostAnswerIsADuplicateAtMost(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	lost := 0
+	broker.Cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		broker.Cluster.KeepControl()
+		if lost++; lost%3 == 0 {
+			return nil, errors.New("connection cut"), true
+		}
+		return nil, nil, false
+	})
+	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{Lease: 2 * time.Second})
+	const messages = 20
+	for n := range messages {
+		write(t, db.Pool, message("orders", "a", n))
+	}
+	next := 0
+	for _, r := range broker.Read(t, messages, "orders") {
+		if string(r.Value) == fmt.Sprintf(`{"n":%d}`, next) {
+			next++
+		}
+	}
+	if next != messages {
+		t.Errorf("%d messages in order, want %d", next, messages)
+	}
+}
+
+// A page that cannot be acknowledged must be over when its time is, or it would outlive the lease.
+func TestKafkaPublishEndsWithItsContextWhenTheBrokerHangs(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t, "orders")
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	broker.Cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		broker.Cluster.KeepControl()
+		broker.Cluster.SleepControl(func() { <-release })
+		return nil, nil, false
+	})
+	publisher := newKafka(t, broker)
+	for name, page := range map[string][]outbox.Record{
+		"in flight":     {{Topic: "orders", Key: "a", Value: []byte("1")}},
+		"unknown topic": {{Topic: "nowhere", Key: "a", Value: []byte("1")}},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		began := time.Now()
+		errs := publisher.Publish(ctx, page)
+		cancel()
+		if took := time.Since(began); took > 3*time.Second || len(errs) != 1 || errs[0] == nil {
+			t.Errorf("%s: Publish = %v after %v, want an error after 1 s", name, errs, took)
+		}
+	}
+}

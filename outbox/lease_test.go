@@ -1,0 +1,158 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/orderflow-dev/orderflow/internal/pgtest"
+	"github.com/orderflow-dev/orderflow/outbox"
+	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
+)
+
+// mortal is a pool whose process can be killed: every connection breaks, and no new one is made.
+type mortal struct {
+	*pgxpool.Pool
+	mu    sync.Mutex
+	dead  bool
+	conns []net.Conn
+}
+
+func newMortal(t testing.TB, db *pgtest.DB) *mortal {
+	t.Helper()
+	m := newMortalAt(t, db.URL)
+	t.Cleanup(m.Close)
+	return m
+}
+
+// newMortalAt is newMortal for a caller that closes it.
+func newMortalAt(t testing.TB, url string) *mortal {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.MaxConns = 5
+	m := &mortal{}
+	config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if err == nil && m.dead {
+			_ = conn.Close()
+			err = net.ErrClosed
+		}
+		m.conns = append(m.conns, conn)
+		return conn, err
+	}
+	if m.Pool, err = pgxpool.NewWithConfig(context.WithoutCancel(t.Context()), config); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// kill is kill -9 as far as Postgres can tell: no goodbye, no release of the lease.
+func (m *mortal) kill() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dead = true
+	for _, conn := range m.conns {
+		if conn != nil {
+			_ = conn.Close()
+		}
+	}
+}
+
+func TestStandbyTakesOverFromAKilledLeaderWithinFiveSeconds(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	pool := newMortal(t, db)
+	start(t, pool.Pool, broker, outbox.RelayOptions{})
+	write(t, db.Pool, message("orders", "a", 1))
+	waitFor(t, broker, 1)
+	start(t, db.Pool, broker, outbox.RelayOptions{})
+	killed := time.Now()
+	pool.kill()
+	write(t, db.Pool, message("orders", "a", 2))
+	waitFor(t, broker, 2)
+	if took := time.Since(killed); took > 5*time.Second {
+		t.Errorf("the standby published after %v, want within 5 s", took)
+	}
+}
+
+// F8: a leader that was paused past its lease holds a page it has read long ago. Neither its page nor its checkpoint may
+// disturb what its successor does.
+func TestPausedLeaderIsFenced(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	var (
+		paused  = make(chan struct{})
+		resume  = make(chan struct{})
+		pauseIt sync.Once
+		shared  outboxtest.Broker
+	)
+	slow := &outboxtest.Broker{Sending: func(page []outbox.Record) error {
+		pauseIt.Do(func() {
+			close(paused)
+			<-resume
+		})
+		for _, err := range shared.Publish(context.WithoutCancel(t.Context()), page) {
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
+	write(t, db.Pool, message("orders", "a", 1), message("orders", "a", 2))
+	_, stop := start(t, db.Pool, slow, outbox.RelayOptions{Lease: time.Second})
+	<-paused
+	// The successor may take over once the lease has run out, which the keeper of the paused leader must not prevent.
+	if _, err := db.Pool.Exec(t.Context(), `
+		UPDATE orders.outbox_lease SET epoch = epoch + 1, holder = '', expires_at = '-infinity'`); err != nil {
+		t.Fatal(err)
+	}
+	start(t, db.Pool, &shared, outbox.RelayOptions{Lease: time.Minute})
+	write(t, db.Pool, message("orders", "a", 3))
+	waitFor(t, &shared, 3)
+	var before string
+	cursor := `SELECT (SELECT epoch FROM orders.outbox_lease) || ' ' || max((epoch, n)::text) FROM orders.outbox_cursor`
+	eventually(t, func() error { // the successor's last checkpoint
+		var backlog outbox.Status
+		backlog, err := outbox.Inspect(t.Context(), db.Pool, schema)
+		if err == nil && backlog.Relays[0].Backlog != 0 {
+			err = fmt.Errorf("backlog is %d, want 0", backlog.Relays[0].Backlog)
+		}
+		return err
+	})
+	if err := db.Pool.QueryRow(t.Context(), cursor).Scan(&before); err != nil {
+		t.Fatal(err)
+	}
+	close(resume)
+	waitRecords(t, &shared, 5) // its page arrives after all: duplicates
+	stop()
+	var after string
+	if err := db.Pool.QueryRow(t.Context(), cursor).Scan(&after); err != nil {
+		t.Fatal(err)
+	}
+	if before != after {
+		t.Errorf("the cursor moved from %s to %s under a leader that was fenced", before, after)
+	}
+	if got, want := fmt.Sprint(values(shared.Records(), "a")), `[{"n":1} {"n":2} {"n":3} {"n":1} {"n":2}]`; got != want {
+		t.Errorf("published %s, want %s: first appearances in order", got, want)
+	}
+}
+
+// waitRecords waits for n records, duplicates included.
+func waitRecords(t testing.TB, broker *outboxtest.Broker, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := broker.Wait(ctx, func(records []outbox.Record) bool { return len(records) >= n }); err != nil {
+		t.Fatal(err)
+	}
+}

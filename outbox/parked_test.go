@@ -1,0 +1,182 @@
+package outbox_test
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/orderflow-dev/orderflow/outbox"
+	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
+)
+
+// poison refuses the message n of key until it is cured.
+func poison(key string, n int) (refuse func(outbox.Record) bool, cure func()) {
+	var cured atomic.Bool
+	value := fmt.Sprintf(`{"n":%d}`, n)
+	return func(r outbox.Record) bool { return !cured.Load() && r.Key == key && string(r.Value) == value },
+		func() { cured.Store(true) }
+}
+
+// values are what was published of a key, in order.
+func values(records []outbox.Record, key string) (got []string) {
+	for _, r := range records {
+		if r.Key == key {
+			got = append(got, string(r.Value))
+		}
+	}
+	return got
+}
+
+func TestRefusedMessageParksItsKeyAndNoOther(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	refuse, cure := poison("bad", 2)
+	broker := &outboxtest.Broker{Refuse: refuse, Partitions: 1} // one batch: its neighbours are refused with it
+	var page []outbox.Message
+	for n := 1; n <= 3; n++ {
+		page = append(page, message("orders", "good", n), message("orders", "bad", n))
+	}
+	write(t, db.Pool, page...)
+	_, stop := start(t, db.Pool, broker, outbox.RelayOptions{})
+	waitFor(t, broker, 4)
+	// A later message queues behind, also for the next leader.
+	write(t, db.Pool, message("orders", "bad", 4), message("orders", "good", 4), message("other", "bad", 1))
+	waitFor(t, broker, 6)
+	stop()
+	start(t, db.Pool, broker, outbox.RelayOptions{})
+	write(t, db.Pool, message("orders", "bad", 5), message("orders", "good", 5))
+	waitFor(t, broker, 7)
+
+	if got, want := fmt.Sprint(values(broker.Records(), "good")), `[{"n":1} {"n":2} {"n":3} {"n":4} {"n":5}]`; got != want {
+		t.Errorf("published of key good %s, want %s", got, want)
+	}
+	var parked []outbox.Parked
+	eventually(t, func() (err error) {
+		if parked, err = outbox.ListParked(t.Context(), db.Pool, schema); err == nil && len(parked) != 4 {
+			err = fmt.Errorf("%d messages are parked, want 4", len(parked))
+		}
+		return err
+	})
+	if parked[0].Error == "" || parked[1].Error != "" {
+		t.Errorf("errors are %q and %q, want one on the culprit only", parked[0].Error, parked[1].Error)
+	}
+
+	// Released too early, it is refused again and everything stays where it is.
+	if n, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad"); err != nil || n != 4 {
+		t.Fatalf("Release = %d, %v, want 4 messages", n, err)
+	}
+	eventually(t, func() error {
+		parked, err := outbox.ListParked(t.Context(), db.Pool, schema)
+		if err == nil && (len(parked) != 4 || parked[0].Attempts != 2 || parked[3].Released) {
+			err = fmt.Errorf("parked after a release in vain: %+v", parked)
+		}
+		return err
+	})
+	cure()
+	if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, broker, 11)
+	write(t, db.Pool, message("orders", "bad", 6))
+	records := waitFor(t, broker, 12)
+	want := `[{"n":1} {"n":1} {"n":2} {"n":3} {"n":4} {"n":5} {"n":6}]` // n 1 of topic other is the second one
+	if got := fmt.Sprint(values(records, "bad")); got != want {
+		t.Errorf("published of key bad %s, want %s", got, want)
+	}
+}
+
+func TestDiscardedMessageLetsItsKeyGoOn(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	refuse, _ := poison("bad", 1)
+	broker := &outboxtest.Broker{Refuse: refuse}
+	start(t, db.Pool, broker, outbox.RelayOptions{})
+	culprit := message("orders", "bad", 1)
+	write(t, db.Pool, culprit, message("orders", "bad", 2), message("orders", "good", 1))
+	waitFor(t, broker, 1)
+	var parked []outbox.Parked
+	eventually(t, func() (err error) {
+		if parked, err = outbox.ListParked(t.Context(), db.Pool, schema); err == nil && len(parked) != 2 {
+			err = fmt.Errorf("%d messages are parked, want 2", len(parked))
+		}
+		return err
+	})
+	if err := outbox.Discard(t.Context(), db.Pool, schema, parked[0].ID, "ada", ""); err == nil {
+		t.Error("Discard without a reason succeeds, want an error")
+	}
+	if err := outbox.Discard(t.Context(), db.Pool, schema, parked[0].ID, "ada", "sent by hand"); err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Discard(t.Context(), db.Pool, schema, parked[0].ID, "ada", "again"); !errors.Is(err, outbox.ErrNotParked) {
+		t.Errorf("second Discard = %v, want ErrNotParked", err)
+	}
+	if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, broker, 2)
+	write(t, db.Pool, message("orders", "bad", 3))
+	if got, want := fmt.Sprint(values(waitFor(t, broker, 3), "bad")), `[{"n":2} {"n":3}]`; got != want {
+		t.Errorf("published of key bad %s, want %s", got, want)
+	}
+}
+
+func TestBrokerOutageParksNothing(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	start(t, db.Pool, broker, outbox.RelayOptions{})
+	write(t, db.Pool, message("orders", "a", 0))
+	waitFor(t, broker, 1)
+	broker.SetDown(true)
+	for n := 1; n <= 20; n++ {
+		write(t, db.Pool, message("orders", "a", n))
+	}
+	eventually(t, func() error {
+		status, err := outbox.Inspect(t.Context(), db.Pool, schema)
+		if err == nil && status.Relays[0].Backlog != 20 {
+			err = fmt.Errorf("backlog is %d, want 20", status.Relays[0].Backlog)
+		}
+		return err
+	})
+	broker.SetDown(false)
+	if got := values(waitFor(t, broker, 21), "a"); len(got) != 21 || got[20] != `{"n":20}` {
+		t.Errorf("published %v, want 0 to 20 once each", got)
+	}
+	if parked, err := outbox.ListParked(t.Context(), db.Pool, schema); err != nil || len(parked) != 0 {
+		t.Errorf("parked %v (%v), want none", parked, err)
+	}
+}
+
+func TestReplayPublishesTheRingAgainBeforeAnythingNew(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	start(t, db.Pool, broker, outbox.RelayOptions{PageSize: 3})
+	var before []outbox.Message
+	for n := range 10 {
+		before = append(before, message("orders", "a", n), message("orders", "b", n))
+	}
+	write(t, db.Pool, before...)
+	first := waitFor(t, broker, 20)
+	number, err := outbox.Replay(t.Context(), db.Pool, schema, outbox.ReplayOptions{
+		Since: first[0].CreatedAt, Topic: "orders", Key: "a",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		messages, done, err := outbox.ReplayDone(t.Context(), db.Pool, schema, number)
+		if err == nil && (!done || messages != 10) {
+			err = fmt.Errorf("replay has published %d of 10, done %v", messages, done)
+		}
+		return err
+	})
+	again := broker.Records()[20:]
+	if len(again) != 10 {
+		t.Fatalf("%d records published again, want 10", len(again))
+	}
+	for i, r := range again {
+		if r.ID != first[2*i].ID || r.Key != "a" {
+			t.Errorf("record %d of the replay is %s of key %s, want %s", i, r.ID, r.Key, first[2*i].ID)
+		}
+	}
+}

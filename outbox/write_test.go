@@ -1,0 +1,202 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/orderflow-dev/orderflow/outbox"
+	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
+)
+
+func TestWriteRefusesWhatCouldNotBePublished(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	good := func(change func(*outbox.Message)) outbox.Message {
+		m := message("orders", "a", 1)
+		change(&m)
+		return m
+	}
+	cases := []struct {
+		name string
+		msg  outbox.Message
+		want string
+	}{
+		{"a message without a topic has nowhere to go", good(func(m *outbox.Message) { m.Topic = "" }), "topic is missing"},
+		{"a topic with a space is no topic name", good(func(m *outbox.Message) { m.Topic = "my orders" }), `contains ' '`},
+		{"a topic of 250 letters is no topic name", good(func(m *outbox.Message) { m.Topic = strings.Repeat("x", 250) }), "not a topic name"},
+		{"without a key there is no order to keep", good(func(m *outbox.Message) { m.Key = "" }), "key is missing"},
+		{"a reader dispatches by type", good(func(m *outbox.Message) { m.Type = "" }), "type is missing"},
+		{"Postgres stores no NUL", good(func(m *outbox.Message) { m.Key = "a\x00b" }), "key is not valid UTF-8 without NUL"},
+		{"Postgres stores no broken UTF-8", good(func(m *outbox.Message) { m.Subject = "\xff" }), "subject is not valid UTF-8"},
+		{"a header may not pose as a CloudEvents attribute", good(func(m *outbox.Message) { m.Headers = map[string]string{"CE_ID": "x"} }), `"CE_ID" is set by the relay`},
+		{"a header may not pose as the sequence number", good(func(m *outbox.Message) { m.Headers = map[string]string{"outbox-seq": "1"} }), "is set by the relay"},
+		{"a header name with a line break", good(func(m *outbox.Message) { m.Headers = map[string]string{"a\r\nb": "x"} }), "visible ASCII"},
+		{"a header without a name", good(func(m *outbox.Message) { m.Headers = map[string]string{"": "x"} }), "no name"},
+		{"a header value that Postgres cannot store", good(func(m *outbox.Message) { m.Headers = map[string]string{"a": "\x00"} }), "not valid UTF-8 without NUL"},
+		{"a record above the limit names the limit", good(func(m *outbox.Message) { m.Payload = make([]byte, 2000) }), "limit 2000"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			err := pgx.BeginFunc(t.Context(), db.Pool, func(tx pgx.Tx) error {
+				return outbox.Writer{Schema: schema, MaxBytes: 2000}.Write(t.Context(), tx, message("orders", "a", 1), c.msg)
+			})
+			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "message 2 of 2") {
+				t.Errorf("Write(%s) = %v, want an error about message 2 with %q", c.name, err, c.want)
+			}
+			if tooLarge := strings.Contains(c.want, "limit"); errors.Is(err, outbox.ErrTooLarge) != tooLarge {
+				t.Errorf("errors.Is(%v, ErrTooLarge) = %v, want %v", err, !tooLarge, tooLarge)
+			}
+		})
+	}
+	var rows int
+	if err := db.Pool.QueryRow(t.Context(), `SELECT count(*) FROM orders.outbox`).Scan(&rows); err != nil || rows != 0 {
+		t.Errorf("%d rows in the outbox (%v), want none: a refused Write writes nothing", rows, err)
+	}
+}
+
+func TestRecordCarriesTheMessageAsACloudEvent(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	id := uuid.Must(uuid.NewV7())
+	spanned := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}, TraceFlags: trace.FlagsSampled,
+	}))
+	err := pgx.BeginFunc(t.Context(), db.Pool, func(tx pgx.Tx) error {
+		return outbox.Writer{Schema: schema}.Write(spanned, tx, outbox.Message{
+			ID: id, Topic: "orders", Key: "ä", Type: "order.placed.v1", Subject: "o-1",
+			Headers: map[string]string{"tenant": `a "quoted" one`}, Payload: []byte("\x00\xff"), ContentType: "application/octet-stream",
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, db.Pool, broker, outbox.RelayOptions{Source: "/shop"})
+	record := waitFor(t, broker, 1)[0]
+	want := map[string]string{
+		"ce_specversion": "1.0", "ce_id": id.String(), "ce_type": "order.placed.v1", "ce_source": "/shop",
+		"ce_subject": "o-1", "content-type": "application/octet-stream", "tenant": `a "quoted" one`, "outbox-seq": "1",
+		"traceparent": "00-01000000000000000000000000000000-0200000000000000-01",
+	}
+	for _, h := range record.Headers {
+		if value, listed := want[h.Key]; listed && value != string(h.Value) {
+			t.Errorf("header %s is %q, want %q", h.Key, h.Value, value)
+		}
+		delete(want, h.Key)
+	}
+	if len(want) != 0 {
+		t.Errorf("headers are missing: %v", want)
+	}
+	if record.Topic != "orders" || record.Key != "ä" || string(record.Value) != "\x00\xff" || record.ID != id {
+		t.Errorf("record is %s %s %q, want the message's topic, key and bytes", record.Topic, record.Key, record.Value)
+	}
+}
+
+func TestWriteHoldsTheKeyUntilCommit(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	first, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := outbox.Writer{Schema: schema}
+	if err := w.Write(t.Context(), first, message("orders", "a", 1)); err != nil {
+		t.Fatal(err)
+	}
+	write(t, db.Pool, message("orders", "b", 1)) // another key goes ahead
+	second := make(chan error, 1)
+	go func() {
+		second <- pgx.BeginFunc(context.WithoutCancel(t.Context()), db.Pool, func(tx pgx.Tx) error {
+			return w.Write(t.Context(), tx, message("orders", "a", 2), message("orders", "c", 2))
+		})
+	}()
+	eventually(t, func() error {
+		var waiting int
+		if err := db.Pool.QueryRow(t.Context(), `
+			SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&waiting); err != nil {
+			return err
+		}
+		if waiting != 1 {
+			return errors.New("the second writer of the key does not wait for the first")
+		}
+		return nil
+	})
+	if err := first.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; err != nil {
+		t.Fatal(err)
+	}
+	var inOrder bool
+	err = db.Pool.QueryRow(t.Context(), `
+		SELECT (SELECT seq FROM orders.outbox WHERE key = 'a' AND payload = '{"n":1}')
+			< (SELECT seq FROM orders.outbox WHERE key = 'a' AND payload = '{"n":2}')`).Scan(&inOrder)
+	if err != nil || !inOrder {
+		t.Errorf("the message that waited has the smaller seq (%v): it took its number before it had the key", err)
+	}
+}
+
+func TestWritersOfManyKeysDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	keys := []string{"a", "b", "c", "d"}
+	errs := make(chan error, 4)
+	for i := range cap(errs) {
+		go func() {
+			var err error
+			for n := 0; n < 50 && err == nil; n++ {
+				err = pgx.BeginFunc(t.Context(), db.Pool, func(tx pgx.Tx) error {
+					var batch []outbox.Message
+					for k := range keys {
+						batch = append(batch, message("orders", keys[(k+i+n)%len(keys)], n))
+					}
+					return outbox.Writer{Schema: schema}.Write(t.Context(), tx, batch...)
+				})
+			}
+			errs <- err
+		}()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Errorf("a writer of four keys in its own order failed: %v", err)
+		}
+	}
+}
+
+func TestWriterRoleMayOnlyInsertMessages(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	writer, relay := createRole(t, db, "writer"), createRole(t, db, "relay")
+	if _, err := db.Pool.Exec(t.Context(), `SELECT orders.outbox_grant($1, $2)`, writer.role, relay.role); err != nil {
+		t.Fatal(err)
+	}
+	write(t, writer.pool, message("orders", "a", 1))
+	for _, forbidden := range []string{
+		`SELECT * FROM orders.outbox`,
+		`DELETE FROM orders.outbox`,
+		`UPDATE orders.outbox SET payload = ''`,
+		`TRUNCATE orders.outbox`,
+		`INSERT INTO orders.outbox (txid, id, topic, key, type, content_type, payload) VALUES ('3', gen_random_uuid(), 't', 'k', 't', 'c', '')`,
+		`INSERT INTO orders.outbox (slot, id, topic, key, type, content_type, payload) VALUES (1, gen_random_uuid(), 't', 'k', 't', 'c', '')`,
+		`INSERT INTO orders.outbox (seq, id, topic, key, type, content_type, payload) OVERRIDING SYSTEM VALUE VALUES (1, gen_random_uuid(), 't', 'k', 't', 'c', '')`,
+		`INSERT INTO orders.outbox_1 (id, topic, key, type, content_type, payload) VALUES (gen_random_uuid(), 't', 'k', 't', 'c', '')`,
+		`SELECT * FROM orders.outbox_poll('3:3:')`,
+		`UPDATE orders.outbox_lease SET epoch = 0`,
+	} {
+		_, err := writer.pool.Exec(t.Context(), forbidden)
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || refused.Code != "42501" {
+			t.Errorf("the writer's role runs %s: %v, want it refused", forbidden, err)
+		}
+	}
+	// The relay's role can do all a relay does.
+	start(t, relay.pool, broker, outbox.RelayOptions{})
+	waitFor(t, broker, 1)
+}
