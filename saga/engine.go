@@ -1,0 +1,163 @@
+package saga
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/metric"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	defaultTimeout   = 5 * time.Second
+	defaultKeyWindow = 23 * time.Hour
+	defaultLease     = 5 * time.Second
+	sweepEvery       = time.Second
+)
+
+// EngineOptions tune an [Engine]. The zero value is right for most.
+type EngineOptions struct {
+	// BatchSize is the most instances that share a transaction. Default 100.
+	BatchSize int
+	// Workers is the most transactions at once, each on a connection of the pool. Default 4.
+	Workers int
+	// MaxCalls is the most remote calls at once. Default 64.
+	MaxCalls int
+	// MaxLanes is the most lanes that the engine holds at once, and so the most that wait for a lease to end when it
+	// is killed. Default 1000.
+	MaxLanes int
+	// Lease is how long a lane stays with an engine that went silent; a lane with a call under way stays at least twice
+	// the call's timeout. Default 5 s.
+	Lease time.Duration
+	// MinPoll and MaxPoll bound the pause between two looks for work when nothing kicks: short while there was work,
+	// longer the longer there was none. Defaults 2 ms and 100 ms.
+	MinPoll, MaxPoll time.Duration
+	// RetryMin and RetryMax bound the backoff of everything that is tried again. Defaults 100 ms and 30 s.
+	RetryMin, RetryMax time.Duration
+	// InDoubtEvery is how often the other side is asked about an instance that is in doubt. Default 5 min.
+	InDoubtEvery time.Duration
+	// MaxAttempts is how many failures of a local step, and of recording a result, make an instance stuck. Default 10.
+	MaxAttempts int
+	// MaxUndoAttempts is how many failures of one compensation make an instance stuck. Default 20.
+	MaxUndoAttempts int
+	// MaxCrashes is how many engines may die at an instance before it is stuck. From the third on it runs alone. Default 12.
+	MaxCrashes int
+	// Grace is how long Run waits, when its context ends, for calls that are under way. Default 5 s.
+	Grace time.Duration
+	// Log defaults to slog.Default.
+	Log *slog.Logger
+	// Meter defaults to one that records nothing.
+	Meter metric.Meter
+}
+
+// Engine carries instances from step to step. Several engines may run on one database.
+type Engine struct {
+	pool    *pgxpool.Pool
+	defs    map[defKey]*Definition
+	opts    EngineOptions
+	log     *slog.Logger
+	metrics *metrics
+	kick    chan struct{}
+}
+
+type defKey struct {
+	name    string
+	version int
+}
+
+// NewEngine returns an engine for defs, or an error that names everything that is wrong with them. It does not own the
+// pool: the caller closes it after [Engine.Run] has returned.
+func NewEngine(pool *pgxpool.Pool, defs []*Definition, opts EngineOptions) (*Engine, error) {
+	opts = opts.withDefaults()
+	errs := []error{opts.check()}
+	e := &Engine{pool: pool, defs: map[defKey]*Definition{}, opts: opts, log: opts.Log, kick: make(chan struct{}, 1)}
+	for _, d := range defs {
+		errs = append(errs, d.check())
+		k := defKey{d.name, d.version}
+		if e.defs[k] != nil {
+			errs = append(errs, fmt.Errorf("definition %q version %d is there twice", d.name, d.version))
+		}
+		e.defs[k] = d
+	}
+	if len(defs) == 0 {
+		errs = append(errs, errors.New("no definitions"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("saga engine: %w", err)
+	}
+	var err error
+	if e.metrics, err = newMetrics(opts.Meter); err != nil {
+		return nil, fmt.Errorf("saga engine: %w", err)
+	}
+	return e, nil
+}
+
+// Kick makes a running engine look for work at once. It never blocks.
+func (e *Engine) Kick() {
+	select {
+	case e.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run carries instances forward until ctx ends, and returns nil then. Calls that are under way are given
+// [EngineOptions.Grace] to end, and what they said is recorded; lanes are given back, so that another engine goes on at
+// once. Run may be called again after it has returned, not while it runs.
+func (e *Engine) Run(ctx context.Context) error {
+	if err := e.checkVersions(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	r := newRun(ctx, e)
+	var loops errgroup.Group
+	loops.Go(func() error {
+		r.look(ctx)
+		r.queue.drain()
+		return nil
+	})
+	for range e.opts.Workers {
+		loops.Go(func() error {
+			r.work()
+			return nil
+		})
+	}
+	// After the grace, calls are cut off: what they did is unknown, and is recorded so. A database that does not take
+	// that either is left behind.
+	stop := context.AfterFunc(ctx, func() {
+		cut := time.AfterFunc(e.opts.Grace, r.cutCalls)
+		end := time.AfterFunc(2*e.opts.Grace, func() { r.kill(errors.New("the database did not take the last outcomes")) })
+		<-r.done
+		cut.Stop()
+		end.Stop()
+	})
+	defer stop()
+	_ = loops.Wait()
+	r.calls.Wait()
+	close(r.done)
+	return r.finish()
+}
+
+// checkVersions refuses to run without the code of an older version that instances still need. A newer version is left
+// to the engines that have it.
+func (e *Engine) checkVersions(ctx context.Context) error {
+	newest := map[string]int{}
+	for k := range e.defs {
+		newest[k.name] = max(newest[k.name], k.version)
+	}
+	live, err := liveVersions(ctx, e.pool)
+	if err != nil {
+		return err
+	}
+	for k, n := range live {
+		if e.defs[k] == nil && newest[k.name] > k.version {
+			return fmt.Errorf("saga engine: %d instances of %q version %d are live and its code is gone; put it back until they have ended", n, k.name, k.version)
+		}
+	}
+	return nil
+}

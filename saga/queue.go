@@ -1,0 +1,285 @@
+package saga
+
+import (
+	"sync"
+	"time"
+)
+
+// queue hands tasks to the workers, those that stand at the same step together.
+type queue struct {
+	mu       sync.Mutex
+	ready    *sync.Cond
+	groups   map[groupKey][]*task
+	order    []groupKey       // of the groups, oldest first
+	limits   map[groupKey]int // batch sizes that deadlocks made smaller
+	held     map[string]*task // by lane: everything claimed
+	calling  map[*task]bool   // with a call under way, or about to be
+	noSlot   []*task          // wait for a call to end
+	slots    int              // free calls
+	batch    int
+	draining bool // start nothing, record what comes back
+	dead     bool // the process is gone, as far as the workers know
+	busy     int  // workers in a transaction
+	later    int  // tasks in a timer
+}
+
+type groupKey struct {
+	def    *Definition
+	step   int
+	undo   bool
+	record bool
+	alone  *task
+}
+
+func newQueue(opts EngineOptions) *queue {
+	q := &queue{
+		groups: map[groupKey][]*task{}, limits: map[groupKey]int{}, held: map[string]*task{},
+		calling: map[*task]bool{}, slots: opts.MaxCalls, batch: opts.BatchSize,
+	}
+	q.ready = sync.NewCond(&q.mu)
+	return q
+}
+
+func (t *task) group() groupKey {
+	k := groupKey{def: t.s.def, step: t.s.step, undo: t.s.in.Failure.Kind != "", record: t.ev != nil}
+	if t.solo {
+		k.alone = t
+	}
+	return k
+}
+
+// add takes in newly claimed tasks.
+func (q *queue) add(tasks []*task) {
+	q.mu.Lock()
+	for _, t := range tasks {
+		q.held[t.lane] = t
+	}
+	q.mu.Unlock()
+	q.push(tasks...)
+}
+
+// push makes tasks ready for a worker.
+func (q *queue) push(tasks ...*task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.pushLocked(tasks...)
+}
+
+func (q *queue) pushLocked(tasks ...*task) {
+	for _, t := range tasks {
+		delete(q.calling, t)
+		// While draining only outcomes are of interest; the rest is given back at the end.
+		if q.dead || q.draining && t.ev == nil || q.held[t.lane] != t {
+			continue
+		}
+		k := t.group()
+		if len(q.groups[k]) == 0 {
+			q.order = append(q.order, k)
+		}
+		q.groups[k] = append(q.groups[k], t)
+	}
+	q.ready.Broadcast()
+}
+
+// pushLater is push after a pause.
+func (q *queue) pushLater(d time.Duration, tasks ...*task) {
+	q.mu.Lock()
+	q.later++
+	q.mu.Unlock()
+	time.AfterFunc(d, func() {
+		q.mu.Lock()
+		q.later--
+		q.mu.Unlock()
+		q.push(tasks...)
+	})
+}
+
+// pop waits for the next group. It returns nil when there will be none.
+func (q *queue) pop() (groupKey, []*task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for {
+		if q.dead {
+			return groupKey{}, nil
+		}
+		if len(q.order) > 0 {
+			break
+		}
+		if q.draining && len(q.calling) == 0 && q.busy == 0 && q.later == 0 {
+			q.ready.Broadcast()
+			return groupKey{}, nil
+		}
+		q.ready.Wait()
+	}
+	k := q.order[0]
+	q.order = q.order[1:]
+	tasks := q.groups[k]
+	size := q.batch
+	if l := q.limits[k]; l > 0 {
+		size = l
+	}
+	if len(tasks) > size {
+		q.groups[k] = tasks[size:]
+		q.order = append(q.order, k)
+		tasks = tasks[:size]
+	} else {
+		delete(q.groups, k)
+	}
+	q.busy++
+	return k, tasks
+}
+
+// ran ends what pop began.
+func (q *queue) ran() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.busy--
+	if q.draining {
+		q.ready.Broadcast()
+	}
+}
+
+// shrink answers a deadlock: the group runs one by one, and doubles back with each success.
+func (q *queue) shrink(k groupKey) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.limits[k] = 1
+}
+
+func (q *queue) grow(k groupKey) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if l := q.limits[k]; l > 0 {
+		if q.limits[k] = 2 * l; 2*l >= q.batch {
+			delete(q.limits, k)
+		}
+	}
+}
+
+// slot takes a free call for t, or makes it wait for one. Nothing is sent while draining.
+func (q *queue) slot(t *task) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.draining || q.dead || q.slots == 0 {
+		return false
+	}
+	q.slots--
+	q.calling[t] = true
+	return true
+}
+
+// waitSlot parks a task until a call ends.
+func (q *queue) waitSlot(t *task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.slots == 0 {
+		q.noSlot = append(q.noSlot, t)
+		return
+	}
+	q.pushLocked(t)
+}
+
+// returned makes a task ready whose call has come back.
+func (q *queue) returned(t *task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.freeSlotLocked(t)
+	q.pushLocked(t)
+}
+
+// freeSlot ends a call of t, or the plan of one.
+func (q *queue) freeSlot(t *task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.freeSlotLocked(t)
+}
+
+func (q *queue) freeSlotLocked(t *task) {
+	q.slots++
+	delete(q.calling, t)
+	if len(q.noSlot) > 0 {
+		next := q.noSlot[0]
+		q.noSlot = q.noSlot[1:]
+		q.pushLocked(next)
+	}
+	q.ready.Broadcast()
+}
+
+// drop forgets tasks whose lanes were given up or lost.
+func (q *queue) drop(tasks ...*task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, t := range tasks {
+		if q.held[t.lane] == t {
+			delete(q.held, t.lane)
+		}
+	}
+}
+
+func (q *queue) drain() { q.end(func() { q.draining = true }) }
+
+func (q *queue) die() { q.end(func() { q.dead = true }) }
+
+func (q *queue) end(how func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	how()
+	for k, tasks := range q.groups {
+		outcomes := tasks[:0:0]
+		for _, t := range tasks {
+			if t.ev != nil && !q.dead {
+				outcomes = append(outcomes, t)
+			}
+		}
+		if len(outcomes) == 0 {
+			delete(q.groups, k)
+			continue
+		}
+		q.groups[k] = outcomes
+	}
+	order := q.order[:0:0]
+	for _, k := range q.order {
+		if len(q.groups[k]) > 0 {
+			order = append(order, k)
+		}
+	}
+	q.order = order
+	q.ready.Broadcast()
+}
+
+// free is how many more lanes may be claimed.
+func (q *queue) free(limit int) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return limit - len(q.held)
+}
+
+// waiting returns the claims of lanes that wait inside the engine and whose lease may end before by.
+func (q *queue) waiting(by time.Time) (tasks []*task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, t := range q.held {
+		if !q.calling[t] && t.until.Before(by) {
+			tasks = append(tasks, t)
+		}
+	}
+	return tasks
+}
+
+func (q *queue) renewed(until time.Time, tasks []*task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, t := range tasks {
+		t.until = until
+	}
+}
+
+// claims returns every lane still held.
+func (q *queue) claims() (claims []claim) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, t := range q.held {
+		claims = append(claims, t.claim)
+	}
+	return claims
+}
