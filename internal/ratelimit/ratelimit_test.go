@@ -1,0 +1,147 @@
+package ratelimit_test
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+
+	"github.com/orderflow-dev/orderflow/internal/ratelimit"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T, address string) *redis.Client {
+	t.Helper()
+	client, err := ratelimit.Open("redis://" + address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// allowed asks n times and returns how often the answer was yes.
+func allowed(t *testing.T, l *ratelimit.Limiter, key string, n int) int {
+	t.Helper()
+	count := 0
+	for range n {
+		if d := l.Allow(t.Context(), key); d.Allowed {
+			count++
+		} else if d.RetryAfter <= 0 {
+			t.Errorf("Allow(%s) = %+v, want a RetryAfter", key, d)
+		}
+	}
+	return count
+}
+
+func TestBurstThenTheRateInMemory(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := ratelimit.New(nil, ratelimit.Options{PerSecond: 10, Burst: 5})
+		if got := allowed(t, l, "ada", 20); got != 5 {
+			t.Errorf("%d of 20 at once, want the burst of 5", got)
+		}
+		time.Sleep(300 * time.Millisecond) //nolint:forbidigo // fake time
+		if got := allowed(t, l, "ada", 20); got != 3 {
+			t.Errorf("%d of 20 after 300 ms, want 3 at 10 a second", got)
+		}
+		if got := allowed(t, l, "ben", 20); got != 5 {
+			t.Errorf("%d of 20 of another key, want its own burst of 5", got)
+		}
+		time.Sleep(time.Hour) //nolint:forbidigo // fake time
+		if got := allowed(t, l, "ada", 20); got != 5 {
+			t.Errorf("%d of 20 after an hour, want no more than the burst of 5", got)
+		}
+	})
+}
+
+func TestProcessesShareTheLimitThroughRedis(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	opts := ratelimit.Options{PerSecond: 1, Burst: 10}
+	var count atomic.Int64
+	var group sync.WaitGroup
+	for range 3 {
+		l := ratelimit.New(open(t, server.Addr()), opts)
+		group.Go(func() { count.Add(int64(allowed(t, l, "ada", 10))) })
+	}
+	group.Wait()
+	if count.Load() != 10 {
+		t.Errorf("three processes allowed %d of 30 together, want 10", count.Load())
+	}
+}
+
+func TestWithoutRedisTheLimitIsLocalNotGone(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	l := ratelimit.New(open(t, server.Addr()), ratelimit.Options{PerSecond: 1, Burst: 10})
+	if d := l.Allow(t.Context(), "ada"); !d.Allowed || d.Local {
+		t.Fatalf("Allow with Redis = %+v", d)
+	}
+	server.Close()
+	if got := allowed(t, l, "ada", 30); got != 10 {
+		t.Errorf("%d of 30 without Redis, want the process's own burst of 10", got)
+	}
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for l.Allow(t.Context(), "ben").Local {
+		if time.Now().After(deadline) {
+			t.Fatal("the limit is still local 10 s after Redis came back")
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+func TestAHangingRedisCostsOneQuestionASecond(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // it accepts in the kernel and never answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	l := ratelimit.New(open(t, listener.Addr().String()), ratelimit.Options{PerSecond: 1, Burst: 1000})
+	began := time.Now()
+	first := l.Allow(t.Context(), "ada")
+	if took := time.Since(began); !first.Allowed || !first.Local || took > 150*time.Millisecond {
+		t.Errorf("Allow = %+v after %v, want a local yes after some 50 ms", first, took)
+	}
+	began = time.Now()
+	if got := allowed(t, l, "ada", 500); got != 500 {
+		t.Errorf("%d of 500 allowed, want all", got)
+	}
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("500 requests took %v, want them not to wait for Redis", took)
+	}
+}
+
+func TestFlushedRedisStartsAFreshBurst(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	l := ratelimit.New(open(t, server.Addr()), ratelimit.Options{PerSecond: 1, Burst: 5})
+	for range 2 {
+		if got := allowed(t, l, "ada", 20); got != 5 {
+			t.Errorf("%d of 20, want 5", got)
+		}
+		server.FlushAll()
+	}
+}
+
+func TestOpenKeepsThePasswordToItself(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{"redis://:hunter2@host:port", "http://:hunter2@host"} {
+		if _, err := ratelimit.Open(address); err == nil || strings.Contains(fmt.Sprint(err), "hunter2") {
+			t.Errorf("Open(%s) = %v, want an error without the password", address, err)
+		}
+	}
+}
