@@ -1,8 +1,6 @@
 -- +goose Up
 
--- Least privilege: what a role does not do it may not do. The catalog and the api keys are written by the owner only.
-GRANT USAGE ON SCHEMA orders TO orders, orders_relay;
-
+-- Least privilege: what a role does not do it may not do. The catalog and the API keys are written by the owner only.
 GRANT SELECT                                                                                     ON products         TO orders;
 GRANT SELECT, UPDATE (available, reserved, shipped)                                              ON stock            TO orders;
 GRANT SELECT, INSERT, UPDATE (last_seq)                                                          ON user_sequences   TO orders;
