@@ -13,6 +13,8 @@ import (
 
 	"github.com/emersion/go-smtp"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/orderflow-dev/orderflow/internal/httpserver"
 )
 
 // Config is what the sandbox needs to run.
@@ -72,12 +74,12 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	s := &server{cfg: cfg, log: log, payments: newPayments(), mail: &mailbox{}, stop: ctx.Done()}
-	httpLn, err := listen(cfg.Listener, cfg.Addr)
+	httpLn, err := listen(ctx, cfg.Listener, cfg.Addr)
 	if err != nil {
 		return err
 	}
 	defer httpLn.Close()
-	smtpLn, err := listen(cfg.SMTPListener, cfg.SMTPAddr)
+	smtpLn, err := listen(ctx, cfg.SMTPListener, cfg.SMTPAddr)
 	if err != nil {
 		return err
 	}
@@ -87,9 +89,9 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.journal.close()) }()
 
-	log.Info("sandbox serves", slog.String("http", httpLn.Addr().String()), slog.String("smtp", smtpLn.Addr().String()),
+	log.InfoContext(ctx, "sandbox serves", slog.String("http", httpLn.Addr().String()), slog.String("smtp", smtpLn.Addr().String()),
 		slog.Int64("entries", s.journal.seq))
-	group.Go(func() error { return serveHTTP(ctx, httpLn, s.routes()) })
+	group.Go(func() error { return httpserver.Run(ctx, log, httpLn, s.routes(), httpserver.Options{}) })
 	group.Go(func() error { return serveSMTP(ctx, smtpLn, s.smtpServer()) })
 	group.Go(func() error {
 		select {
@@ -173,7 +175,7 @@ func (s *server) showJournal(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/jsonl")
 	if err := s.journal.stream(w, after); err != nil {
 		// The status line may be out already; only a cut connection tells the reader that lines are missing.
-		s.log.Warn("journal not streamed", slog.Any("error", err))
+		s.log.WarnContext(r.Context(), "journal not streamed", slog.Any("error", err))
 		panic(http.ErrAbortHandler)
 	}
 }
@@ -191,42 +193,15 @@ func (s *server) setFaults(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.faults.replace(f)
-	s.log.Info("faults set", slog.String("smtp", f.SMTP), slog.String("payments", f.Payments))
+	s.log.InfoContext(r.Context(), "faults set", slog.String("smtp", f.SMTP), slog.String("payments", f.Payments))
 	s.write(w, answerWith(http.StatusOK, f))
 }
 
-func listen(ln net.Listener, addr string) (net.Listener, error) {
+func listen(ctx context.Context, ln net.Listener, addr string) (net.Listener, error) {
 	if ln != nil {
 		return ln, nil
 	}
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen for the sandbox: %w", err)
-	}
-	return ln, nil
-}
-
-// grace is how long requests may take to finish when the sandbox stops. They need a sync of the disk at most; a caller's
-// connection that was never used would hold the stop up for longer.
-const grace = 2 * time.Second
-
-func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
-	// No write timeout: pm_timeout and the journal's stream take as long as they take.
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(ln) }()
-	select {
-	case err := <-failed:
-		return fmt.Errorf("serve the sandbox's HTTP: %w", err)
-	case <-ctx.Done():
-	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-	defer cancel()
-	if err := srv.Shutdown(end); err != nil {
-		_ = srv.Close() // the connections that did not finish
-	}
-	<-failed
-	return nil
+	return httpserver.Listen(ctx, addr)
 }
 
 func serveSMTP(ctx context.Context, ln net.Listener, srv *smtp.Server) error {
@@ -239,7 +214,6 @@ func serveSMTP(ctx context.Context, ln net.Listener, srv *smtp.Server) error {
 	}
 	// Closed, not drained: an SMTP client keeps its idle connection for as long as it likes.
 	_ = srv.Close()
-	_ = ln.Close() // Close knows the listener only once Serve has come so far
-	<-failed
-	return nil
+	_ = ln.Close()  // Close knows the listener only once Serve has come so far
+	return <-failed // nil after a Close
 }

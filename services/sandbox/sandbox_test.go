@@ -65,6 +65,7 @@ func start(t *testing.T, cfg Config) (b *box, stop func()) {
 			return
 		}
 		stopped = true
+		b.client.CloseIdleConnections() // a connection that was never used holds the end of an HTTP server up
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: got %v, want nil after its context ended", err)
