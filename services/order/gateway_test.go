@@ -1,0 +1,173 @@
+package order
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// provider starts a payment provider that does what handle says.
+func provider(t testing.TB, handle http.HandlerFunc) *gateway {
+	t.Helper()
+	server := httptest.NewServer(handle)
+	t.Cleanup(server.Close)
+	return openGateway(t, server.URL)
+}
+
+func openGateway(t testing.TB, base string) *gateway {
+	t.Helper()
+	g, err := newGateway(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.close)
+	return g
+}
+
+func TestGatewayRefusesAnswersThatAreNone(t *testing.T) {
+	t.Parallel()
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		t.Error("a redirect was followed")
+	}))
+	t.Cleanup(elsewhere.Close)
+	tests := []struct {
+		name   string
+		handle http.HandlerFunc
+	}{
+		{"one that is too long", func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"id":"pi_1","status":"succeeded","reference":"` + strings.Repeat("x", maxAnswer) + `"}`))
+		}},
+		{"one that is not JSON", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }},
+		{"one that sends us elsewhere", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
+		}},
+		{"one that breaks off", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			_, _ = w.Write([]byte(`{"id":`))
+		}},
+		{"none at all", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }},
+		{"a failure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			g := provider(t, tt.handle)
+			_, err := g.confirm(t.Context(), "key", "pi_1")
+			if err == nil || neverSent(err) {
+				t.Errorf("confirm = %v, want an error that leaves the outcome unknown", err)
+			}
+		})
+	}
+}
+
+func TestGatewayGivesUpWhenTheCallersTimeIsOver(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	g := provider(t, func(w http.ResponseWriter, r *http.Request) {
+		select { // slow from the first byte on
+		case <-release:
+		case <-r.Context().Done():
+		}
+	})
+	t.Cleanup(func() { close(release) })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := g.confirm(ctx, "key", "pi_1")
+	if !errors.Is(err, context.DeadlineExceeded) || neverSent(err) {
+		t.Errorf("confirm at a silent provider = %v, want a deadline that leaves the outcome unknown", err)
+	}
+}
+
+func TestGatewaySendsEachRequestOnce(t *testing.T) {
+	t.Parallel()
+	var requests atomic.Int32
+	g := provider(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet { // leaves a connection behind that the next request uses again
+			_, _ = w.Write([]byte(`{}`))
+			return
+		}
+		requests.Add(1)
+		panic(http.ErrAbortHandler)
+	})
+	if _, _, err := g.byID(t.Context(), "pi_1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.confirm(t.Context(), "key", "pi_1"); err == nil {
+		t.Error("confirm whose answer was lost = nil, want an error")
+	}
+	if got := requests.Load(); got != 1 {
+		t.Errorf("confirm reached the provider %d times, want once: whether to send again is the saga's decision", got)
+	}
+}
+
+func TestNeverSentIsSaidOnlyWhenItIsCertain(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := ln.Addr().String()
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g := openGateway(t, "http://"+nobody)
+	if _, err := g.confirm(t.Context(), "key", "pi_1"); !neverSent(err) {
+		t.Errorf("neverSent(%v) = false, want true: nobody listens", err)
+	}
+	lost := provider(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	if _, err := lost.confirm(t.Context(), "key", "pi_1"); neverSent(err) {
+		t.Errorf("neverSent(%v) = true, want false: the request arrived", err)
+	}
+}
+
+func TestAProviderThatFailsEveryoneIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	var requests atomic.Int32
+	g := provider(t, func(w http.ResponseWriter, _ *http.Request) {
+		requests.Add(1)
+		w.WriteHeader(http.StatusBadGateway)
+	})
+	var last error
+	for range 200 {
+		_, last = g.confirm(t.Context(), "key", "pi_1")
+	}
+	if !neverSent(last) || requests.Load() >= 200 {
+		t.Errorf("after %d of 200 requests confirm = %v, want the circuit to open", requests.Load(), last)
+	}
+}
+
+func TestAnIntentOverOtherMoneyStopsTheSaga(t *testing.T) {
+	t.Parallel()
+	want := intent{Amount: 1000, Currency: "EUR", Reference: "order"}
+	tests := []struct {
+		name string
+		got  intent
+		ok   bool
+	}{
+		{"the same is charged", intent{ID: "pi_1", Amount: 1000, Currency: "EUR", Reference: "order"}, true},
+		{"another amount", intent{ID: "pi_1", Amount: 100000, Currency: "EUR", Reference: "order"}, false},
+		{"another currency", intent{ID: "pi_1", Amount: 1000, Currency: "JPY", Reference: "order"}, false},
+		{"another order", intent{ID: "pi_1", Amount: 1000, Currency: "EUR", Reference: "other"}, false},
+		{"no id", intent{Amount: 1000, Currency: "EUR", Reference: "order"}, false},
+	}
+	for _, tt := range tests {
+		if err := tt.got.matches(want); (err == nil) != tt.ok {
+			t.Errorf("%s: (%+v).matches(%+v) = %v", tt.name, tt.got, want, err)
+		}
+	}
+}
+
+func TestNewGatewayRefusesAnythingButAnHTTPAddress(t *testing.T) {
+	t.Parallel()
+	for _, base := range []string{"", "localhost:8090", "ftp://localhost", "http://", "http://user:secret@", "://"} {
+		if _, err := newGateway(base); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("newGateway(%q) = %v, want an error without the password", base, err)
+		}
+	}
+}

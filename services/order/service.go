@@ -1,0 +1,113 @@
+package order
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/httpserver"
+	"github.com/orderflow-dev/orderflow/internal/kafka"
+	"github.com/orderflow-dev/orderflow/internal/postgres"
+	"github.com/orderflow-dev/orderflow/internal/telemetry"
+	"github.com/orderflow-dev/orderflow/saga"
+)
+
+// Config says what the service works with.
+type Config struct {
+	// DatabaseURL connects as role orders.
+	DatabaseURL string
+	// Brokers are Kafka's addresses, host:port.
+	Brokers []string
+	// PaymentURL is the payment provider's base URL. Default http://127.0.0.1:8090, the sandbox.
+	PaymentURL string
+	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
+	OpsAddr string
+	// AfterCommit is called after the service has committed messages, to have them published at once. Optional; it must not
+	// block.
+	AfterCommit func()
+}
+
+// startWait is how long Postgres may keep a start waiting: the two are often started together.
+const startWait = 30 * time.Second
+
+// Run runs the order service until ctx ends. It returns an error when it cannot start: no Postgres, no Kafka, or topics that
+// are missing or have another number of partitions. Once it runs, outages are waited out.
+func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
+	gateway, err := newGateway(cmp.Or(cfg.PaymentURL, "http://127.0.0.1:8090"))
+	if err != nil {
+		return err
+	}
+	defer gateway.close()
+	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{
+		ApplicationName: event.GroupOrder,
+		MaxConns:        16, // the saga's and the inbox's workers, and calls that save their progress
+		Wait:            startWait,
+	})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := checkKafka(ctx, log, cfg.Brokers); err != nil {
+		return err
+	}
+	tel, err := telemetry.New(event.GroupOrder)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
+	engine, err := saga.NewEngine(pool, []*saga.Definition{definition(&payments{gateway, pool})}, saga.EngineOptions{
+		Log:   log,
+		Meter: tel.Meter,
+	})
+	if err != nil {
+		return err
+	}
+	consumer, err := inbox.NewConsumer(pool, event.GroupOrder, routes(), inbox.Options{
+		Kafka:      kafka.Options(cfg.Brokers, log),
+		AfterBatch: afterBatch(engine, cfg.AfterCommit),
+		Log:        log,
+		Meter:      tel.Meter,
+	})
+	if err != nil {
+		return err
+	}
+	ops := httpserver.NewOps(tel.Metrics,
+		httpserver.Check{Name: "postgres", Ready: pool.Ping},
+		httpserver.Check{Name: "consumer", Ready: func(context.Context) error { return consumer.Ready() }})
+	return ops.Around(ctx, log, cfg.OpsAddr, func(ctx context.Context) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return engine.Run(ctx) })
+		group.Go(func() error { return consumer.Run(ctx) })
+		return group.Wait()
+	})
+}
+
+// afterBatch kicks what a batch of messages made work for: sagas to run, and copies of dead letters to publish.
+func afterBatch(engine *saga.Engine, published func()) func() {
+	return func() {
+		engine.Kick()
+		if published != nil {
+			published()
+		}
+	}
+}
+
+func checkKafka(ctx context.Context, log *slog.Logger, brokers []string) error {
+	client, err := kgo.NewClient(kafka.Options(brokers, log)...)
+	if err != nil {
+		return fmt.Errorf("set up the Kafka client: %w", err)
+	}
+	defer client.Close()
+	if err := kafka.Ping(ctx, client, brokers); err != nil {
+		return err
+	}
+	return kafka.CheckTopics(ctx, client)
+}
