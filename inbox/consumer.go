@@ -17,6 +17,7 @@ import (
 type Consumer struct {
 	pool   *pgxpool.Pool
 	group  string
+	member string // the group in Kafka; the same but in tests of two owners of one partition
 	routes *router
 	opts   Options
 	store  store
@@ -57,7 +58,7 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 	}
 	opts.Log = opts.Log.With("group", group)
 	c := &Consumer{
-		pool: pool, group: group, routes: r, opts: opts, meters: m,
+		pool: pool, group: group, member: group, routes: r, opts: opts, meters: m,
 		store:      store{schema: schemaPrefix(opts.Schema), group: group, dlqTopic: opts.DLQTopic, outbox: outbox.Writer{Schema: opts.Schema}},
 		partitions: map[topicPartition]*partition{},
 	}

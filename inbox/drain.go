@@ -241,7 +241,8 @@ func (c *Consumer) drainFailed(ctx context.Context, h hold, head *parkedHead, fa
 	if c.countsTowardDead(ctx, h, it, f.fingerprint) {
 		counted++
 	}
-	gone := v.kind == permanent && c.health.mayDie(&it.msg, now) || v.kind != held && v.kind != permanent && counted >= c.opts.MaxTries
+	gone := v.kind == permanent && (v.sure || c.health.mayDie(&it.msg, 0, now)) ||
+		v.kind != held && v.kind != permanent && counted >= c.opts.MaxTries
 	next := halfJitter(c.opts.RetryMin, 4, h.tries+1, c.opts.RetryMax)
 	if v.kind == retryAfter {
 		next = v.after

@@ -102,23 +102,23 @@ func (d decoder) judge(it *item, idErr error, otherVersion bool, now time.Time) 
 	m := &it.msg
 	switch {
 	case len(m.Headers) > d.maxHeaders:
-		return PermanentAs(ClassTooLarge, fmt.Errorf("%d headers, the limit is %d", len(m.Headers), d.maxHeaders))
+		return malformed(ClassTooLarge, fmt.Errorf("%d headers, the limit is %d", len(m.Headers), d.maxHeaders))
 	case len(m.Payload) > d.maxPayload:
-		return PermanentAs(ClassTooLarge, fmt.Errorf("payload of %d bytes, the limit is %d", len(m.Payload), d.maxPayload))
+		return malformed(ClassTooLarge, fmt.Errorf("payload of %d bytes, the limit is %d", len(m.Payload), d.maxPayload))
 	case m.Type == "":
-		return PermanentAs(ClassBadEnvelope, errors.New("header ce_type is missing"))
+		return malformed(ClassBadEnvelope, errors.New("header ce_type is missing"))
 	case idErr != nil:
-		return PermanentAs(ClassBadEnvelope, idErr)
+		return malformed(ClassBadEnvelope, idErr)
 	}
 	if at := idTime(m.ID); at.Before(now.Add(-horizonPast)) || at.After(now.Add(horizonFuture)) {
 		it.expired = true
-		return PermanentAs(ClassBadEnvelope, fmt.Errorf("ce_id is of %s, outside of the last 28 days", at.UTC().Format(time.DateOnly)))
+		return malformed(ClassBadEnvelope, fmt.Errorf("ce_id is of %s, outside of the last 28 days", at.UTC().Format(time.DateOnly)))
 	}
 	if otherVersion {
 		return &handlerError{kind: held, class: ClassUnsupportedVersion, err: fmt.Errorf("no route for %s, only for other versions", m.Type)}
 	}
 	if err := checkPayload(m.Header("content-type"), m.Payload); err != nil {
-		return PermanentAs(ClassUndecodable, err)
+		return malformed(ClassUndecodable, err)
 	}
 	if it.route.Check == nil {
 		return nil

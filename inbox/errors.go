@@ -41,6 +41,7 @@ type handlerError struct {
 	class string
 	after time.Duration
 	stack string // of a panic
+	sure  bool   // permanent whatever the handler is: no deploy would change it
 	err   error
 }
 
@@ -97,7 +98,7 @@ func judge(err error) handlerError {
 	}
 	v := handlerError{kind: transient, class: ClassTransient, err: err}
 	if e, ok := errors.AsType[*handlerError](err); ok {
-		v.kind, v.class, v.after, v.stack = e.kind, e.class, e.after, e.stack
+		v.kind, v.class, v.after, v.stack, v.sure = e.kind, e.class, e.after, e.stack, e.sure
 	}
 	return v
 }
@@ -145,6 +146,11 @@ func deadlocked(err error) bool {
 // errConnClosed marks errors after which the connection was found closed. The error itself cannot tell: io.EOF is what
 // a dead connection says, and what a JSON decoder says of an empty payload.
 var errConnClosed = errors.New("database connection lost")
+
+// malformed is the consumer's own verdict on a message that no handler could apply.
+func malformed(class string, err error) error {
+	return &handlerError{kind: permanent, class: class, sure: true, err: err}
+}
 
 // panicError turns what a handler panicked with into an error.
 func panicError(v any, stack []byte) error {

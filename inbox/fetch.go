@@ -21,7 +21,7 @@ func (c *Consumer) newClient(ctx context.Context) (*kgo.Client, error) {
 	}
 	opts = append(opts, c.opts.Kafka...)
 	opts = append(opts,
-		kgo.ConsumerGroup(c.group),
+		kgo.ConsumerGroup(c.member),
 		kgo.ConsumeTopics(c.routes.topics()...),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),

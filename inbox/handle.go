@@ -128,13 +128,12 @@ func (p *pass) postpone(items []*item) {
 // inSavepoint calls the handler inside a savepoint, which is rolled back when it fails.
 func (p *pass) inSavepoint(ctx context.Context, items []*item) error {
 	p.subtx++
-	sp, err := p.tx.Begin(ctx)
-	if err != nil {
-		return Outage(fmt.Errorf("savepoint: %w", err))
+	if _, err := p.tx.Exec(ctx, `SAVEPOINT inbox`); err != nil {
+		return Outage(fmt.Errorf("savepoint: %w", callError(p.tx, err)))
 	}
-	err = p.call(ctx, sp, items)
+	err := p.call(ctx, p.tx, items)
 	if err == nil {
-		err = sp.Commit(ctx) // fails when a handler swallowed an error of the transaction
+		_, err = p.tx.Exec(ctx, `RELEASE SAVEPOINT inbox`) // fails when a handler swallowed an error of the transaction
 	}
 	if err == nil {
 		return nil
@@ -142,10 +141,10 @@ func (p *pass) inSavepoint(ctx context.Context, items []*item) error {
 	for _, it := range items {
 		delete(p.fates, it)
 	}
-	if rbErr := sp.Rollback(ctx); rbErr != nil && !errors.Is(rbErr, pgx.ErrTxClosed) {
-		return Outage(fmt.Errorf("roll back to savepoint: %w", errors.Join(rbErr, err)))
+	if _, rbErr := p.tx.Exec(ctx, `ROLLBACK TO SAVEPOINT inbox; RELEASE SAVEPOINT inbox`); rbErr != nil {
+		return Outage(fmt.Errorf("roll back to savepoint: %w", errors.Join(callError(p.tx, rbErr), err)))
 	}
-	return callError(p.tx, err)
+	return err
 }
 
 // call runs the handler of the route on messages whose fate becomes done.
@@ -218,7 +217,7 @@ func (p *pass) decide(it *item, err error) error {
 	v := judge(err)
 	attempts := it.attempts + 1
 	p.c.logPanic(&it.msg, v, attempts)
-	d := decision{failed: true, failure: newFailure(v, attempts, it.firstFailed, now)}
+	d := decision{failed: true, kind: v.kind, sure: v.sure, failure: newFailure(v, attempts, it.firstFailed, now)}
 	left := inlineWindow
 	if !it.firstFailed.IsZero() {
 		left -= now.Sub(it.firstFailed)
@@ -227,7 +226,7 @@ func (p *pass) decide(it *item, err error) error {
 	switch {
 	case v.kind == discard:
 		d.fate, d.reason = discarded, v.err.Error()
-	case v.kind == permanent && p.c.health.mayDie(&it.msg, now):
+	case v.kind == permanent && (v.sure || p.c.health.mayDie(&it.msg, p.count(func(d decision) bool { return d.kind == permanent && !d.sure }), now)):
 		d.fate = dead
 	case v.kind == permanent || v.kind == held:
 		d.fate, d.nextTry = heldFate, p.c.opts.RetryMax
@@ -235,7 +234,7 @@ func (p *pass) decide(it *item, err error) error {
 		d.fate, d.retryIn = waits, v.after
 	case again && v.kind == transient:
 		d.fate, d.retryIn = waits, fullJitter(inlineMin, 4, attempts, left)
-	case !p.c.health.mayHold(now):
+	case !p.c.health.mayHold(p.count(func(d decision) bool { return d.fate == heldFate }), now):
 		return fmt.Errorf("%w: %w", errTooManyHolds, err)
 	default:
 		d.fate, d.nextTry = heldFate, halfJitter(p.c.opts.RetryMin, 1, 0, p.c.opts.RetryMax)
@@ -252,6 +251,17 @@ func (p *pass) decide(it *item, err error) error {
 		p.blocked[it.key] = decision{fate: waiting}
 	}
 	return nil
+}
+
+// count returns how many decisions of the pass so far are such.
+func (p *pass) count(such func(decision) bool) int {
+	n := 0
+	for _, d := range p.fates {
+		if such(d) {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *Consumer) logParked(ctx context.Context, pk parking) {

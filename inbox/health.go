@@ -66,27 +66,40 @@ func (h *health) success(m *Message, now time.Time) {
 	}
 }
 
-// mayHold counts a new hold, or refuses it: so many new holds in a minute are an outage, not so many poison messages.
-func (h *health) mayHold(now time.Time) bool {
+// mayHold reports whether another key may be held beside pending ones: so many new holds in a minute are an outage, not so
+// many poison messages.
+func (h *health) mayHold(pending int, now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.roll(now)
-	if h.holds >= max(maxHoldsPerMinute, max(len(h.keys), h.lastKeys)/10) {
-		return false
-	}
-	h.holds++
-	return true
+	return h.holds+pending < max(maxHoldsPerMinute, max(len(h.keys), h.lastKeys)/10)
 }
 
-// mayDie notes a permanent failure and reports whether to believe it: when a fifth of a type fails permanently within
-// a minute, the handler is broken, not the messages.
-func (h *health) mayDie(m *Message, now time.Time) bool {
+// held notes a hold that is committed.
+func (h *health) held(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.roll(now)
+	h.holds++
+}
+
+// mayDie reports whether to believe a permanent failure, beside pending ones: when a fifth of a type fails permanently
+// within a minute, the handler is broken, not the messages.
+func (h *health) mayDie(m *Message, pending int, now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.roll(now)
 	v := h.verdicts(topicType{m.Topic, m.Type})
-	v.permanent++
-	return v.permanent <= minPermanentPerMinute || v.permanent*5 <= v.ok+v.permanent
+	n := v.permanent + pending + 1
+	return n <= minPermanentPerMinute || n*5 <= v.ok+n
+}
+
+// permanent notes a permanent failure that is committed, whether it was believed or not.
+func (h *health) permanent(m *Message, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.roll(now)
+	h.verdicts(topicType{m.Topic, m.Type}).permanent++
 }
 
 // successes returns how many messages of a type succeeded so far. The messages of a held key are never among them.

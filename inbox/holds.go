@@ -56,7 +56,7 @@ func (c *Consumer) head(ctx context.Context, h hold) (*parkedHead, error) {
 		it.verdict = &handlerError{kind: held, class: ClassUnsupportedVersion, err: fmt.Errorf("no route for %s any more", text(m.Type))}
 	}
 	if it.verdict == nil && m.ID != eventID {
-		it.verdict = PermanentAs(ClassIDConflict, errors.New("the id belongs to a message with another payload"))
+		it.verdict = malformed(ClassIDConflict, errors.New("the id belongs to a message with another payload"))
 	}
 	it.dedupID = eventID
 	p.item = it

@@ -145,10 +145,21 @@ func (w *world) start(handle inbox.Handler, opts inbox.Options) (stop func()) {
 
 func (w *world) startRoutes(routes []inbox.Route, opts inbox.Options) (stop func()) {
 	w.Helper()
+	return w.run(w.consumer(routes, opts))
+}
+
+func (w *world) consumer(routes []inbox.Route, opts inbox.Options) *inbox.Consumer {
+	w.Helper()
 	c, err := inbox.NewConsumer(w.db.Pool, "test", routes, opts)
 	if err != nil {
 		w.Fatal(err)
 	}
+	return c
+}
+
+// run runs c until stop is called or the test ends.
+func (w *world) run(c *inbox.Consumer) (stop func()) {
+	w.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()

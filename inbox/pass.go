@@ -33,6 +33,8 @@ func (f fate) String() string {
 type decision struct {
 	fate    fate
 	failed  bool // this message failed, others only wait behind it
+	kind    kind
+	sure    bool
 	failure failure
 	retryIn time.Duration // of a message that waits
 	nextTry time.Duration // of a held message
@@ -118,7 +120,7 @@ func (p *pass) conflicts(ctx context.Context, again []*item) (map[*item]bool, er
 	var conflicting []*item
 	for _, it := range again {
 		if hash, ok := known[it.dedupID]; ok && hash != string(it.hash) {
-			it.verdict = PermanentAs(ClassIDConflict, errors.New("the id belongs to a message with another payload"))
+			it.verdict = malformed(ClassIDConflict, errors.New("the id belongs to a message with another payload"))
 			it.dedupID = placeID(it)
 			conflicting = append(conflicting, it)
 		}

@@ -82,6 +82,8 @@ func (c *Consumer) committed(ctx context.Context, b *batch, p *pass) {
 		switch d.fate {
 		case done:
 			c.health.success(&it.msg, now)
+		case dead, heldFate:
+			c.noteFailure(&it.msg, d, now)
 		case waits:
 			if d.failed {
 				it.attempts++
@@ -103,6 +105,16 @@ func (c *Consumer) committed(ctx context.Context, b *batch, p *pass) {
 	}
 	c.meters.batch(ctx, b.route.Topic, now.Sub(b.started))
 	c.opts.AfterBatch()
+}
+
+// noteFailure tells health about a message that was parked. Messages that no handler could apply say nothing about one.
+func (c *Consumer) noteFailure(m *Message, d decision, now time.Time) {
+	switch {
+	case d.kind == permanent && !d.sure:
+		c.health.permanent(m, now)
+	case d.kind == transient || d.kind == retryAfter:
+		c.health.held(now)
+	}
 }
 
 // giveBack returns a batch of which nothing was committed.

@@ -1,0 +1,263 @@
+package inbox_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+)
+
+// idOf returns a UUIDv7 of a time.
+func idOf(at time.Time) uuid.UUID {
+	id := uuid.Must(uuid.NewV7())
+	ms := at.UnixMilli()
+	for i := range 6 {
+		id[i] = byte(ms >> (8 * (5 - i)))
+	}
+	return id
+}
+
+func set(rec *kgo.Record, name, value string) *kgo.Record {
+	for i, h := range rec.Headers {
+		if h.Key == name {
+			rec.Headers[i].Value = []byte(value)
+			return rec
+		}
+	}
+	rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: name, Value: []byte(value)})
+	return rec
+}
+
+func drop(rec *kgo.Record, name string) *kgo.Record {
+	for i, h := range rec.Headers {
+		if h.Key == name {
+			rec.Headers = append(rec.Headers[:i], rec.Headers[i+1:]...)
+			break
+		}
+	}
+	return rec
+}
+
+func payload(rec *kgo.Record, value []byte) *kgo.Record {
+	rec.Value = value
+	return rec
+}
+
+func manyHeaders(rec *kgo.Record) *kgo.Record {
+	for i := range 10_000 {
+		rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: fmt.Sprintf("h%d", i), Value: []byte("x")})
+	}
+	return rec
+}
+
+// badInput is every row of "Bad Kafka input": what arrives under a key of its own, and its fate. Each is followed by a
+// good message of the same key, which waits unless the first one was accepted or ignored.
+var badInput = []struct {
+	name  string
+	bad   func(key string) []*kgo.Record
+	class string // "": accepted, or ignored
+	state string
+	want  []int // effects
+}{
+	{"null payload", one(func(r *kgo.Record) *kgo.Record { return payload(r, nil) }), inbox.ClassUndecodable, inbox.StateDead, nil},
+	{"empty payload", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte{}) }), inbox.ClassUndecodable, inbox.StateDead, nil},
+	{"not JSON", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1`)) }), inbox.ClassUndecodable, inbox.StateDead, nil},
+	{"bad UTF-8", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte("{\"what\":\"\xff\"}")) }), inbox.ClassUndecodable, inbox.StateDead, nil},
+	{"no ce_id", one(func(r *kgo.Record) *kgo.Record { return drop(r, "ce_id") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"ce_id is no UUID", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_id", "17\x00") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"ce_id is a random UUID", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_id", uuid.NewString()) }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"ce_id of 29 days ago", one(func(r *kgo.Record) *kgo.Record {
+		return set(r, "ce_id", idOf(time.Now().Add(-29*24*time.Hour)).String())
+	}), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"ce_id of the day after tomorrow", one(func(r *kgo.Record) *kgo.Record {
+		return set(r, "ce_id", idOf(time.Now().Add(48*time.Hour)).String())
+	}), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"no ce_type", one(func(r *kgo.Record) *kgo.Record { return drop(r, "ce_type") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"unknown extra field", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"new":true}`)) }), "", "", []int{1, 2}},
+	{"unknown type", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_type", "order.archived.v1") }), "", "", []int{2}},
+	{"newer major version", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_type", "order.placed.v2") }), inbox.ClassUnsupportedVersion, inbox.StateHeld, nil},
+	{"key is not the user", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"mismatch"}`)) }), inbox.ClassKeyMismatch, inbox.StateDead, nil},
+	{"known id with another payload", func(key string) []*kgo.Record {
+		first, second := record(key, 1, ""), record(key, 1, "again")
+		second.Headers = first.Headers
+		return []*kgo.Record{first, second}
+	}, inbox.ClassIDConflict, inbox.StateDead, []int{1}},
+	{"unknown order", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"unknown"}`)) }), "unknown_order", inbox.StateHeld, nil},
+	{"amount differs from order", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"invalid"}`)) }), "business_invalid", inbox.StateDead, nil},
+	{"over the size limit", one(func(r *kgo.Record) *kgo.Record {
+		return payload(r, []byte(`{"what":"`+strings.Repeat("x", 5000)+`"}`))
+	}), inbox.ClassTooLarge, inbox.StateDead, nil},
+	{"10,000 headers", one(manyHeaders), inbox.ClassTooLarge, inbox.StateDead, nil},
+	{"absurd ce_time", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_time", "the other day") }), "", "", []int{1, 2}},
+	{"absurd timestamp", one(func(r *kgo.Record) *kgo.Record { r.Timestamp = time.UnixMilli(math.MaxInt64 / 2); return r }), "", "", []int{1, 2}},
+	{"absurd timestamp of a message to park", one(func(r *kgo.Record) *kgo.Record {
+		r.Timestamp = time.UnixMilli(math.MaxInt64 / 2)
+		return drop(r, "ce_id")
+	}), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"bad traceparent", one(func(r *kgo.Record) *kgo.Record { return set(r, "traceparent", "00-zz-1-1") }), "", "", []int{1, 2}},
+	{"handler panic", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"panic"}`)) }), inbox.ClassHandlerPanic, inbox.StateHeld, nil},
+	{"header that is no text", one(func(r *kgo.Record) *kgo.Record { return drop(set(r, "x-\xff", "\x00\xff"), "ce_id") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"handler swallows an error of its transaction", one(func(r *kgo.Record) *kgo.Record {
+		return payload(r, []byte(`{"seq":1,"what":"swallow"}`))
+	}), inbox.ClassTransient, inbox.StateHeld, nil},
+}
+
+func one(spoil func(*kgo.Record) *kgo.Record) func(string) []*kgo.Record {
+	return func(key string) []*kgo.Record { return []*kgo.Record{spoil(record(key, 1, ""))} }
+}
+
+// badHandler fails as the payload says.
+func badHandler(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+	switch what(m) {
+	case "unknown":
+		return inbox.WithClass("unknown_order", errors.New("no such order yet"))
+	case "invalid":
+		return inbox.PermanentAs("business_invalid", errors.New("amount differs from order"))
+	case "panic":
+		panic("boom")
+	case "swallow":
+		_, _ = tx.Exec(ctx, `SELECT 1/0`)
+		return nil
+	}
+	return apply(ctx, tx, m)
+}
+
+func TestBadKafkaInputGetsItsFateAndStopsNothingElse(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts := w.options()
+	opts.MaxPayload = 4096
+	opts.RetryMin, opts.RetryMax = time.Minute, time.Minute // a held message stays as it is
+	w.startRoutes([]inbox.Route{{Topic: topic, Type: placed, Handle: badHandler, Check: func(m inbox.Message) error {
+		if what(m) == "mismatch" {
+			return errors.New("key is not the user of the payload")
+		}
+		return nil
+	}}}, opts)
+
+	sent := map[string]*kgo.Record{}
+	var all []*kgo.Record
+	parked := 0
+	for i, tt := range badInput {
+		key := fmt.Sprintf("k%d", i)
+		records := tt.bad(key)
+		sent[key] = records[len(records)-1]
+		all = append(all, append(records, record(key, 2, ""))...)
+		if tt.class != "" {
+			parked += 2
+		}
+	}
+	w.produce(all...)
+	w.wait("a fate for every message", func() bool { return len(w.parked(inbox.Filter{})) == parked && w.lag() == 0 })
+	for i, tt := range badInput {
+		key := fmt.Sprintf("k%d", i)
+		t.Run(tt.name, func(t *testing.T) {
+			ww := *w
+			ww.T = t
+			ww.wantEffects(key, tt.want...)
+			got := ww.parked(inbox.Filter{Key: key})
+			if tt.class == "" {
+				if len(got) != 0 {
+					t.Fatalf("parked = %+v, want nothing", got)
+				}
+				return
+			}
+			if len(got) != 2 || got[0].Class != tt.class || got[0].State != tt.state || got[1].State != inbox.StateWaiting {
+				t.Fatalf("parked = %+v, want %s %s and one waiting behind it", got, tt.class, tt.state)
+			}
+			full, err := inbox.ShowParked(t.Context(), w.db.Pool, got[0].ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec := sent[key]
+			if !bytes.Equal(full.Payload, rec.Value) || (full.Payload == nil) != (rec.Value == nil) || len(full.Headers) != len(rec.Headers) {
+				t.Errorf("parked payload %q with %d headers, want %q with %d", full.Payload, len(full.Headers), rec.Value, len(rec.Headers))
+			}
+		})
+	}
+	copies := w.count(`SELECT count(*) FROM outbox`)
+	if dead := len(w.parked(inbox.Filter{State: inbox.StateDead})); copies != dead {
+		t.Errorf("%d copies of %d dead letters", copies, dead)
+	}
+}
+
+func TestKeysThatAreNoTextAreKeptAsTheyAre(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	keys := [][]byte{{0xff, 0x00, 'a'}, nil, []byte(`\x41`)}
+	handle := func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		var b body
+		if err := json.Unmarshal(m.Payload, &b); err != nil {
+			return err
+		}
+		if b.What == "poison" && m.Attempt == 1 {
+			return inbox.RetryAfter(time.Hour, errors.New("park it"))
+		}
+		if !bytes.Equal([]byte(m.Key), keys[b.Seq]) {
+			return inbox.Permanent(fmt.Errorf("key %q, want %q", m.Key, keys[b.Seq]))
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO effects (key, id, seq) VALUES ('', $1::text::uuid, $2)`, m.ID.String(), b.Seq)
+		return err
+	}
+	w.start(handle, w.options())
+	for i, key := range keys {
+		rec := record("", i, "poison")
+		rec.Key = key
+		w.produce(rec)
+	}
+	w.wait("three held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == 3 })
+	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE inbox_holds SET next_at = now()`); err != nil {
+		t.Fatal(err)
+	}
+	w.wait("three effects", func() bool { return len(w.effects("")) == 3 })
+}
+
+func TestAbortedRecordsAndOffsetGapsAreTolerated(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.start(apply, w.options())
+	client := w.broker.Client(t, kgo.TransactionalID("writer"))
+	for i := range 4 {
+		if err := client.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.ProduceSync(t.Context(), record("u1", i, "")).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.EndTransaction(t.Context(), kgo.TransactionEndTry(i%2 == 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.produce(record("u1", 4, ""))
+	w.wait("three effects", func() bool { return len(w.effects("u1")) == 3 })
+	w.wantEffects("u1", 0, 2, 4)
+	w.wait("no lag", func() bool { return w.lag() == 0 })
+}
+
+func TestNewerVersionIsHeldUntilADeployBringsItsRoute(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts := w.options()
+	opts.RetryMax = time.Hour
+	stop := w.start(apply, opts)
+	w.produce(record("u1", 1, ""), set(record("u1", 2, ""), "ce_type", "order.placed.v2"), record("u1", 3, ""))
+	w.wait("two parked", func() bool { return len(w.parked(inbox.Filter{})) == 2 })
+	stop()
+	w.startRoutes([]inbox.Route{
+		{Topic: topic, Type: placed, Handle: apply},
+		{Topic: topic, Type: "order.placed.v2", Handle: apply},
+	}, opts)
+	w.wait("all effects", func() bool { return len(w.effects("u1")) == 3 })
+	w.wantEffects("u1", 1, 2, 3)
+}
