@@ -84,7 +84,7 @@ func create(t testing.TB, template string) *DB {
 		t.Fatalf("pgtest: %v", err)
 	}
 	quoted := pgx.Identifier{name}.Sanitize()
-	if err := shared.exec(ctx, "CREATE DATABASE "+quoted+" TEMPLATE "+pgx.Identifier{template}.Sanitize()); err != nil {
+	if err := shared.exec(ctx, "CREATE DATABASE "+quoted+" TEMPLATE "+pgx.Identifier{template}.Sanitize()+" STRATEGY file_copy"); err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
 	t.Cleanup(func() {
