@@ -1,0 +1,170 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/kafka"
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
+	"github.com/orderflow-dev/orderflow/internal/pgtest"
+	"github.com/orderflow-dev/orderflow/internal/pgtest/migrated"
+	"github.com/orderflow-dev/orderflow/outbox"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// running runs the service until the test ends.
+func running(t *testing.T, cfg Config) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, discard(), cfg) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run = %v, want nil after its context ended", err)
+		}
+	})
+}
+
+// write commits one message to the outbox of schema, as the service does that owns it.
+func write(t *testing.T, db *pgtest.DB, schema, topic, subject string) {
+	t.Helper()
+	pool := db.RolePool(schema)
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		return outbox.Write(t.Context(), tx, outbox.Message{Topic: topic, Key: "ada", Type: "test.happened.v1", Subject: subject, Payload: []byte(`{}`)})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func header(r *kgo.Record, name string) string {
+	for _, h := range r.Headers {
+		if h.Key == name {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func TestRunPublishesEveryOutboxAsItsOwnRole(t *testing.T) {
+	t.Parallel()
+	db := migrated.New(t)
+	broker := kafkatest.New(t, event.Topics()...)
+	cfg := Config{Brokers: broker.Addrs, OpsAddr: freeAddr(t)}
+	for _, schema := range []string{"orders", "email", "warehouse"} {
+		cfg.Sources = append(cfg.Sources, Source{Schema: schema, DatabaseURL: db.RoleURL(schema + "_relay")})
+	}
+	running(t, cfg)
+	topics := map[string]string{"orders": event.Orders, "email": event.DeadLetters(event.GroupEmail), "warehouse": event.Shipments}
+	for schema, topic := range topics {
+		write(t, db, schema, topic, "about-"+schema)
+	}
+	got := map[string]string{}
+	for _, r := range broker.Read(t, 3, event.Topics()...) {
+		got[header(r, "ce_source")] = r.Topic + " " + header(r, "ce_subject")
+	}
+	for schema, topic := range topics {
+		if want := topic + " about-" + schema; got["/"+schema] != want {
+			t.Errorf("outbox of %s published %q, want %q", schema, got["/"+schema], want)
+		}
+	}
+	waitReady(t, "http://"+cfg.OpsAddr+"/readyz")
+}
+
+func waitReady(t *testing.T, url string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for {
+		said := "no answer"
+		if resp, err := client.Get(url); err == nil {
+			body, _ := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if said = string(body); resp.StatusCode == http.StatusOK {
+				for _, schema := range []string{"orders", "email", "warehouse"} {
+					if !strings.Contains(said, `"outbox `+schema+`":"ok"`) {
+						t.Errorf("readyz = %s, want a check of each outbox", said)
+					}
+				}
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("not ready: %s", said)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func TestRunRefusesToStartWhereKeysWouldMove(t *testing.T) {
+	t.Parallel()
+	db := migrated.New(t)
+	source := []Source{{Schema: "orders", DatabaseURL: db.RoleURL("orders_relay")}}
+	for _, tc := range []struct {
+		name   string
+		broker *kafkatest.Broker
+		want   error
+	}{
+		{"a topic is missing", kafkatest.New(t, event.Orders), kafka.ErrMissingTopic},
+		{"topics have another partition count", kafkatest.NewWith(t, []kfake.Opt{kfake.SeedTopics(event.Partitions+1, event.Topics()...)}), kafka.ErrPartitionCount},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			if err := Run(t.Context(), discard(), Config{Sources: source, Brokers: tc.broker.Addrs}); !errors.Is(err, tc.want) {
+				t.Errorf("Run = %v, want %v", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestRunNeedsAnOutbox(t *testing.T) {
+	t.Parallel()
+	if err := Run(t.Context(), discard(), Config{Brokers: []string{"127.0.0.1:1"}}); err == nil {
+		t.Error("Run without sources = nil, want an error")
+	}
+}
+
+func TestRunTakesTheKicksOfItsProcess(t *testing.T) {
+	t.Parallel()
+	db := migrated.New(t)
+	kick := make(chan struct{}) // unbuffered: a send that succeeds was taken
+	running(t, Config{
+		Brokers: kafkatest.New(t, event.Topics()...).Addrs,
+		Sources: []Source{{Schema: "orders", DatabaseURL: db.RoleURL("orders_relay"), Kick: kick}},
+	})
+	for range 3 {
+		select {
+		case kick <- struct{}{}:
+		case <-time.After(20 * time.Second):
+			t.Fatal("a kick was not taken within 20 s")
+		}
+	}
+}
