@@ -51,6 +51,9 @@ func TestImportsKeepTheirDirection(t *testing.T) {
 				continue
 			}
 			for _, rule := range directions {
+				if rule.to != "" && within(from, rule.to) {
+					continue // the package is a part of what the rule guards
+				}
 				if within(from, rule.from) && within(to, rule.to) {
 					t.Errorf("%s imports %s: %s", from, to, rule.reason)
 				}
