@@ -144,7 +144,10 @@ func writeOnce(
 	t *testing.T, pool *pgxpool.Pool, history *outboxtest.History, random *rand.Rand, batch []outbox.Message,
 ) error {
 	ctx := t.Context()
-	kind := random.IntN(8)
+	kind := random.IntN(9)
+	if kind == 7 {
+		return writePrepared(ctx, pool, history, batch)
+	}
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if kind == 1 { // the id is taken early, the message written late
 			if _, err := tx.Exec(ctx, `SELECT pg_current_xact_id(), pg_sleep(0.02)`); err != nil {
@@ -192,6 +195,28 @@ func writeOnce(
 	case kind == 3 || errors.Is(err, errChangedMind):
 		return nil
 	case err != nil:
+		return err
+	}
+	history.Committed(batch...)
+	return nil
+}
+
+// writePrepared commits in two phases: the transaction is open on no connection in between.
+func writePrepared(ctx context.Context, pool *pgxpool.Pool, history *outboxtest.History, batch []outbox.Message) error {
+	name := uuid.NewString()
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // after PREPARE there is nothing to roll back
+	if err := (outbox.Writer{Schema: schema}).Write(ctx, tx, batch...); err != nil {
+		return err
+	}
+	history.Written(batch...)
+	if _, err := tx.Exec(ctx, `PREPARE TRANSACTION '`+name+`'`); err != nil {
+		return err
+	}
+	if _, err := pool.Exec(ctx, `COMMIT PREPARED '`+name+`'`); err != nil {
 		return err
 	}
 	history.Committed(batch...)

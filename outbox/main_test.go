@@ -30,13 +30,18 @@ func newOutbox(t testing.TB) *pgtest.DB {
 }
 
 // start runs a relay until the test ends or stop is called; stop returns what Run returned.
-func start(t testing.TB, pool *pgxpool.Pool, publisher outbox.Publisher, opts outbox.RelayOptions) (*outbox.Relay, func()) {
+func start(
+	t testing.TB, pool *pgxpool.Pool, publisher outbox.Publisher, opts outbox.RelayOptions, prepare ...func(*outbox.Relay),
+) (*outbox.Relay, func()) {
 	t.Helper()
 	opts.Schema = schema
 	opts.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	relay, err := outbox.NewRelay(pool, publisher, opts)
 	if err != nil {
 		t.Fatalf("NewRelay: %v", err)
+	}
+	for _, change := range prepare {
+		change(relay)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
