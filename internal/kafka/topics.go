@@ -42,7 +42,8 @@ func EnsureTopics(ctx context.Context, brokers []string, opts TopicOptions) erro
 	if opts.Wait == 0 {
 		opts.Wait = 15 * time.Second
 	}
-	client, err := kgo.NewClient(Options(brokers, nil)...)
+	// A client asks for metadata at most every 5 s, which here would be the time from creating topics to seeing them.
+	client, err := kgo.NewClient(append(Options(brokers, nil), kgo.MetadataMinAge(20*time.Millisecond))...)
 	if err != nil {
 		return fmt.Errorf("set up the Kafka client: %w", err)
 	}
