@@ -124,7 +124,7 @@ func TestUpOfChosenSchemas(t *testing.T) {
 // The server is this test's own, because roles belong to a server.
 func TestUpNeverInventsAPassword(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "orderflow-migrations-")
+	dir, err := os.MkdirTemp(localpg.Scratch(), "orderflow-migrations-")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,10 +2,12 @@ package localpg
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
 )
@@ -13,23 +15,47 @@ import (
 // downloadVersion is what [Download] fetches. The folder name carries it, so a newer one is fetched beside it.
 const downloadVersion = embeddedpostgres.V17
 
+// downloadMajor is the major version of downloadVersion.
+const downloadMajor = 17
+
 // Download fetches Postgres binaries (some 30 MB) into the user's cache, /var/cache/orderflow for root, and returns them.
-// A later call finds them there. The archive's checksum is verified.
+// A later call finds them there. The archive is checked against the checksum published with it.
 func Download(ctx context.Context) (Binaries, error) {
-	final := filepath.Join(cacheDir(), "pg-"+string(downloadVersion))
+	return downloader{cache: cacheDir()}.download(ctx)
+}
+
+type downloader struct {
+	cache      string
+	repository string // "": the default of embedded-postgres
+}
+
+func (d downloader) download(ctx context.Context) (Binaries, error) {
+	final := filepath.Join(d.cache, "pg-"+string(downloadVersion))
 	if b, err := inspect(ctx, filepath.Join(final, "bin")); err == nil {
 		return b, nil
 	}
-	if err := os.MkdirAll(cacheDir(), 0o755); err != nil {
+	if err := os.MkdirAll(d.cache, 0o755); err != nil {
 		return Binaries{}, fmt.Errorf("make the cache folder for Postgres: %w", err)
 	}
 	// Unpacked beside its final place and renamed: a download that was cut off leaves nothing that looks complete.
-	tmp, err := os.MkdirTemp(cacheDir(), "download-")
+	tmp, err := os.MkdirTemp(d.cache, "download-")
 	if err != nil {
 		return Binaries{}, fmt.Errorf("make a folder for the download: %w", err)
 	}
+	fetched := make(chan error, 1)
+	go func() { fetched <- d.fetch(tmp) }()
+	select {
+	case <-ctx.Done():
+		// The fetch cannot be interrupted; what it leaves is removed when it ends, or by the next download.
+		go func() {
+			<-fetched
+			_ = os.RemoveAll(tmp)
+		}()
+		return Binaries{}, fmt.Errorf("download Postgres %s: %w", downloadVersion, ctx.Err())
+	case err = <-fetched:
+	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	if err := fetch(ctx, tmp); err != nil {
+	if err != nil {
 		return Binaries{}, err
 	}
 	unpacked := filepath.Join(tmp, "pg")
@@ -50,14 +76,14 @@ func Download(ctx context.Context) (Binaries, error) {
 }
 
 // fetch has embedded-postgres download and unpack into tmp/pg. Its Start is the only way in, and would go on to run the
-// server in its own way and never as root. So it is given a data directory that looks initialised but is not: it unpacks,
+// server in its own way and never as root. So it is given a data directory that looks initialised and is not: it unpacks,
 // fails to start, and what counts is whether the binaries are there.
-func fetch(ctx context.Context, tmp string) error {
+func (d downloader) fetch(tmp string) error {
 	data := filepath.Join(tmp, "data")
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return fmt.Errorf("make a folder for the download: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(data, "PG_VERSION"), []byte(string(downloadVersion)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(data, "PG_VERSION"), []byte(strconv.Itoa(downloadMajor)), 0o600); err != nil {
 		return fmt.Errorf("prepare the download: %w", err)
 	}
 	port, err := freePort()
@@ -72,16 +98,15 @@ func fetch(ctx context.Context, tmp string) error {
 		BinariesPath(filepath.Join(tmp, "pg")).
 		DataPath(data).
 		Logger(io.Discard)
-	failed := make(chan error, 1)
-	go func() { failed <- embeddedpostgres.NewDatabase(config).Start() }()
-	select {
-	case err = <-failed:
-	case <-ctx.Done():
-		<-failed // it cannot be interrupted, and it writes into tmp, which the caller deletes
-		return fmt.Errorf("download Postgres %s: %w", downloadVersion, ctx.Err())
+	if d.repository != "" {
+		config = config.BinaryRepositoryURL(d.repository)
 	}
-	if _, statErr := os.Stat(filepath.Join(tmp, "pg", "bin", "postgres")); statErr != nil {
-		return fmt.Errorf("download Postgres %s: %w", downloadVersion, err)
+	err = embeddedpostgres.NewDatabase(config).Start()
+	if _, statErr := os.Stat(filepath.Join(tmp, "pg", "bin", "postgres")); statErr == nil {
+		return nil
 	}
-	return nil
+	if err == nil {
+		err = errors.New("the archive holds no server")
+	}
+	return fmt.Errorf("download Postgres %s: %w", downloadVersion, err)
 }

@@ -26,7 +26,7 @@ type Binaries struct {
 
 // Find returns the newest installed Postgres of at least [MinMajor]. With major > 0 only that version will do, because a
 // data directory can be opened by the version that made it and no other. It looks on PATH and in the folders where
-// distributions and Homebrew put servers.
+// distributions and Homebrew put servers, not at earlier downloads: what is installed is kept up to date by somebody.
 func Find(ctx context.Context, major int) (Binaries, error) {
 	var found []Binaries
 	for _, dir := range candidateDirs() {
@@ -53,13 +53,12 @@ func candidateDirs() []string {
 		}
 	}
 	patterns := []string{
-		"/usr/lib/postgresql/*/bin",           // Debian, Ubuntu
-		"/usr/pgsql-*/bin",                    // RHEL, Fedora (PGDG)
-		"/usr/libexec/postgresql*",            // Alpine
-		"/usr/local/pgsql/bin",                // built from source
-		"/opt/homebrew/opt/postgresql@*/bin",  // macOS, arm64
-		"/usr/local/opt/postgresql@*/bin",     // macOS, amd64
-		filepath.Join(cacheDir(), "pg-*/bin"), // downloaded earlier
+		"/usr/lib/postgresql/*/bin",          // Debian, Ubuntu
+		"/usr/pgsql-*/bin",                   // RHEL, Fedora (PGDG)
+		"/usr/libexec/postgresql*",           // Alpine
+		"/usr/local/pgsql/bin",               // built from source
+		"/opt/homebrew/opt/postgresql@*/bin", // macOS, arm64
+		"/usr/local/opt/postgresql@*/bin",    // macOS, amd64
 	}
 	for _, pattern := range patterns {
 		matches, _ := filepath.Glob(pattern) // the only error is a malformed pattern

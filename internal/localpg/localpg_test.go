@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -28,7 +25,7 @@ func TestMain(m *testing.M) {
 
 // ownServer is the process that a test kills: it starts a server, says so and never stops it.
 func ownServer(dir string, outlive bool) {
-	s, err := Start(context.Background(), Options{DataDir: dir, NoFsync: true, outlive: outlive})
+	s, err := Start(context.Background(), Options{DataDir: dir, NoFsync: true, InitCache: initCache(), outlive: outlive})
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -37,10 +34,19 @@ func ownServer(dir string, outlive bool) {
 	select {}
 }
 
+// initCache spares most tests an initdb of a second.
+func initCache() string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(cache, "orderflow", "pgtest")
+}
+
 // dataDir is a folder that the server's account can reach, also when the tests run as root.
 func dataDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "orderflow-localpg-")
+	dir, err := os.MkdirTemp(Scratch(), "orderflow-localpg-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,6 +60,9 @@ func dataDir(t *testing.T) string {
 func start(t *testing.T, opts Options) *Server {
 	t.Helper()
 	opts.NoFsync = true
+	if opts.InitCache == "" {
+		opts.InitCache = initCache()
+	}
 	s, err := Start(t.Context(), opts)
 	if err != nil {
 		t.Fatalf("Start: %v", err)
@@ -134,81 +143,70 @@ func TestStartSaysThatThePortIsTaken(t *testing.T) {
 	}
 }
 
-func TestStartSurvivesAKilledOwner(t *testing.T) {
+func TestStartTakesAnotherPortWhenItMay(t *testing.T) {
 	t.Parallel()
-	tests := []struct {
-		name    string
-		outlive bool
-	}{
-		{"the server dies with its owner", false},
-		{"the server outlives its owner and is stopped as an orphan", true},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			dir := dataDir(t)
-			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), "LOCALPG_TEST_OWNER="+dir)
-			if tt.outlive {
-				cmd.Env = append(cmd.Env, "LOCALPG_TEST_OUTLIVE=1")
-			}
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			var word string
-			var pid int
-			if _, err := fmt.Fscan(out, &word, &pid); err != nil || word != "ready" {
-				t.Fatalf("owner said %q, %v; want ready and a pid", word, err)
-			}
-			if err := cmd.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			_ = cmd.Wait() // it was killed
-			s := start(t, Options{DataDir: dir})
-			if s.PID() == pid {
-				t.Errorf("server pid = %d, that of the killed owner's server", pid)
-			}
-			if pids := serverProcesses(filepath.Join(dir, "pgdata")); slices.Contains(pids, pid) {
-				t.Errorf("the old server %d is among the running ones %v", pid, pids)
-			}
-			if got := query(t, s.URL("postgres"), `SELECT 'alive'`); got != "alive" {
-				t.Errorf("new server answers %q, want alive", got)
-			}
-		})
+	s := start(t, Options{DataDir: dataDir(t)})
+	other := start(t, Options{DataDir: dataDir(t), Port: s.Port(), AnyPort: true})
+	if other.Port() == s.Port() {
+		t.Errorf("both servers have port %d", s.Port())
 	}
 }
 
-func TestStartLeavesAForeignProcessWithTheOldPIDAlone(t *testing.T) {
+func TestStartBeginsAgainAfterAnInterruptedInitdb(t *testing.T) {
 	t.Parallel()
 	dir := dataDir(t)
-	s := start(t, Options{DataDir: dir})
-	lock, err := os.ReadFile(filepath.Join(dir, "pgdata", "postmaster.pid"))
+	torn := filepath.Join(dir, "pgdata.new", "base")
+	if err := os.MkdirAll(torn, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pgdata.new", "PG_VERSION"), []byte("15\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Start(t.Context(), Options{DataDir: dir}) // an initdb of its own, synced to disk
 	if err != nil {
 		t.Fatal(err)
 	}
+	if got := query(t, s.URL("postgres"), `SELECT 'alive'`); got != "alive" {
+		t.Errorf("server answers %q, want alive", got)
+	}
+	if err := s.Stop(t.Context()); err != nil {
+		t.Errorf("Stop: %v", err)
+	}
+}
+
+func TestStartRefusesDataOfAnotherVersion(t *testing.T) {
+	t.Parallel()
+	dir := dataDir(t)
+	s := start(t, Options{DataDir: dir})
 	if err := s.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	foreign := exec.Command("sleep", "60")
-	if err := foreign.Start(); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "pgdata", "PG_VERSION"), []byte("9\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		_ = foreign.Process.Kill()
-		_ = foreign.Wait()
-	}()
-	_, rest, _ := strings.Cut(string(lock), "\n")
-	stale := strconv.Itoa(foreign.Process.Pid) + "\n" + rest
-	if err := os.WriteFile(filepath.Join(dir, "pgdata", "postmaster.pid"), []byte(stale), 0o600); err != nil {
+	_, err := Start(t.Context(), Options{DataDir: dir})
+	if err == nil || !strings.Contains(err.Error(), "made by Postgres 9") {
+		t.Errorf("Start on data of version 9 = %v, want an error that says so", err)
+	}
+}
+
+func TestReachNamesTheFolderThatIsClosed(t *testing.T) {
+	t.Parallel()
+	closed := filepath.Join(t.TempDir(), "closed")
+	inside := filepath.Join(closed, "data")
+	if err := os.MkdirAll(inside, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	start(t, Options{DataDir: dir})
-	if err := foreign.Process.Signal(syscall.Signal(0)); err != nil {
-		t.Errorf("foreign process after Start: %v, want it alive", err)
+	if err := os.Chmod(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	other := &account{name: "somebody", uid: uint32(os.Geteuid()) + 1, gid: uint32(os.Getegid()) + 1}
+	if err := other.reach(inside); err == nil || !strings.Contains(err.Error(), "may not enter "+closed) {
+		t.Errorf("reach(%s) = %v, want an error that names %s", inside, err, closed)
+	}
+	var self *account
+	if err := self.reach(inside); err != nil {
+		t.Errorf("reach as oneself = %v, want nil", err)
 	}
 }
 

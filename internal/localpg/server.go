@@ -5,15 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"maps"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,40 +24,11 @@ const superuser = "postgres"
 // ErrInUse is returned by [Start] while another owner has a server on the same directory.
 var ErrInUse = errors.New("in use by another process")
 
-// Options says which server to start.
-type Options struct {
-	// DataDir is the folder that the server keeps its data, log, lock and superuser password in. Created when missing.
-	DataDir string
-	// Port is the TCP port on 127.0.0.1. 0 chooses a free one.
-	Port int
-	// BinDir is the folder with postgres and initdb. Empty: the newest installed version that fits the data (see [Find]),
-	// else a download (see [Download]).
-	BinDir string
-	// NoFsync trades the data for speed: a crash of the machine loses it. A crash of the server does not.
-	NoFsync bool
-	// Auth is how clients prove themselves, a method of pg_hba.conf. Default scram-sha-256. Tests choose md5, whose
-	// log-ins are some 10 ms cheaper.
-	Auth string
-	// InitCache is a folder that keeps a freshly initialised directory to copy, which is faster than initdb. Servers
-	// made from one cache share password and system identifier. Empty: none.
-	InitCache string
-	// Parameters are server settings, as in postgresql.conf.
-	Parameters map[string]string
-	// StartTimeout bounds the wait for the server, crash recovery included. Default 60 s.
-	StartTimeout time.Duration
-	// Log receives what is worth knowing. Default: nothing. The server's own log is <DataDir>/postgres.log.
-	Log *slog.Logger
-
-	// outlive keeps the server alive when its owner dies, as on systems that cannot tie the two together.
-	outlive bool
-}
-
 // Server is a running server. Its owner calls [Server.Stop].
 type Server struct {
 	port     int
 	password string
 	version  int
-	dataDir  string
 	cmd      *exec.Cmd
 	lock     *os.File
 	exited   chan struct{}
@@ -94,56 +62,6 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 	return s, nil
 }
 
-func (o Options) withDefaults() (Options, error) {
-	if o.DataDir == "" {
-		return o, errors.New("start Postgres: Options.DataDir is empty")
-	}
-	dir, err := filepath.Abs(o.DataDir)
-	if err != nil {
-		return o, fmt.Errorf("start Postgres in %s: %w", o.DataDir, err)
-	}
-	o.DataDir = dir
-	if o.Auth == "" {
-		o.Auth = "scram-sha-256"
-	}
-	if o.StartTimeout == 0 {
-		o.StartTimeout = time.Minute
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	return o, nil
-}
-
-func prepareDir(dir string, as *account) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make data directory: %w", err)
-	}
-	if err := as.own(dir); err != nil {
-		return err
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("close data directory to others: %w", err)
-	}
-	return as.reach(dir)
-}
-
-// lockDir takes the owner's lock. The kernel drops it when the owner ends, however it ends.
-func lockDir(dir string) (*os.File, error) {
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock of data directory: %w", err)
-	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = lock.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("data directory %s: %w", dir, ErrInUse)
-		}
-		return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
-	}
-	return lock, nil
-}
-
 func startLocked(ctx context.Context, opts Options, as *account) (*Server, error) {
 	pgdata := filepath.Join(opts.DataDir, "pgdata")
 	passwordFile := filepath.Join(opts.DataDir, "password")
@@ -175,10 +93,10 @@ func startLocked(ctx context.Context, opts Options, as *account) (*Server, error
 	if err != nil {
 		return nil, fmt.Errorf("read the superuser's password: %w", err)
 	}
-	// A port that was free a moment ago may be taken by now; only when it was ours to choose is there another try.
+	// A port that was free a moment ago may be taken by now; where it is ours to choose there is another try.
 	for try := 1; ; try++ {
-		s := &Server{port: opts.Port, password: strings.TrimSpace(string(password)), version: bin.Major, dataDir: opts.DataDir, exited: make(chan struct{})}
-		if opts.Port == 0 {
+		s := &Server{port: opts.Port, password: strings.TrimSpace(string(password)), version: bin.Major, exited: make(chan struct{})}
+		if opts.Port == 0 || try > 1 {
 			if s.port, err = freePort(); err != nil {
 				return nil, err
 			}
@@ -187,31 +105,11 @@ func startLocked(ctx context.Context, opts Options, as *account) (*Server, error
 		if err == nil {
 			return s, nil
 		}
-		if opts.Port != 0 || try == 5 || !errors.Is(err, errPortTaken) {
+		ours := opts.Port == 0 || opts.AnyPort
+		if !ours || try == 5 || !errors.Is(err, errPortTaken) {
 			return nil, err
 		}
 	}
-}
-
-// binaries settles which server program to run: it must be of the version that made the data.
-func (o Options) binaries(ctx context.Context, major int, as *account) (Binaries, error) {
-	var b Binaries
-	var err error
-	if o.BinDir != "" {
-		b, err = inspect(ctx, o.BinDir)
-	} else if b, err = Find(ctx, major); errors.Is(err, ErrNoBinaries) {
-		o.Log.InfoContext(ctx, "no postgres is installed, downloading one")
-		if b, err = Download(ctx); err != nil {
-			err = fmt.Errorf("%w: install Postgres %d or newer, or name a running one, or allow a download (it failed: %w)", ErrNoBinaries, MinMajor, err)
-		}
-	}
-	if err != nil {
-		return Binaries{}, err
-	}
-	if major > 0 && b.Major != major {
-		return Binaries{}, fmt.Errorf("open %s: its data was made by Postgres %d, the binaries in %s are version %d; install Postgres %d, or move the folder away to start empty", o.DataDir, major, b.Dir, b.Major, major)
-	}
-	return b, as.reach(b.Dir)
 }
 
 var errPortTaken = errors.New("port is taken")
@@ -220,15 +118,11 @@ func (s *Server) start(ctx context.Context, opts Options, bin Binaries, pgdata s
 	if err := checkPort(s.port); err != nil {
 		return err
 	}
-	logFile, err := os.OpenFile(filepath.Join(opts.DataDir, "postgres.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	logFile, logStart, err := openLog(opts.DataDir)
 	if err != nil {
-		return fmt.Errorf("open Postgres log: %w", err)
+		return err
 	}
 	defer func() { _ = logFile.Close() }()
-	logStart, err := logFile.Seek(0, 2)
-	if err != nil {
-		return fmt.Errorf("open Postgres log: %w", err)
-	}
 	s.cmd = exec.Command(filepath.Join(bin.Dir, "postgres"), opts.args(pgdata, s.port)...)
 	s.cmd.Dir = pgdata
 	s.cmd.Env = serverEnv()
@@ -265,28 +159,6 @@ func (s *Server) run(started chan<- error) {
 	}
 	s.exitErr = s.cmd.Wait()
 	close(s.exited)
-}
-
-func (o Options) args(pgdata string, port int) []string {
-	settings := map[string]string{
-		"listen_addresses":        "127.0.0.1",
-		"unix_socket_directories": "",
-		"log_timezone":            "UTC",
-		"timezone":                "UTC",
-	}
-	if o.NoFsync {
-		settings["fsync"] = "off"
-		settings["full_page_writes"] = "off"
-	}
-	if o.Auth == "md5" {
-		settings["password_encryption"] = "md5"
-	}
-	maps.Copy(settings, o.Parameters)
-	args := []string{"-D", pgdata, "-p", strconv.Itoa(port)}
-	for _, name := range slices.Sorted(maps.Keys(settings)) {
-		args = append(args, "--"+name+"="+settings[name])
-	}
-	return args
 }
 
 // waitReady waits until the server says so in its lock file, and then for one real connection.

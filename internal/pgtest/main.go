@@ -66,7 +66,7 @@ func (s *server) url(ctx context.Context) (string, error) {
 
 func (s *server) start(ctx context.Context) error {
 	sweep()
-	dir, err := os.MkdirTemp(scratch(), fmt.Sprintf("orderflow-pgtest-%d-", os.Getpid()))
+	dir, err := os.MkdirTemp(localpg.Scratch(), fmt.Sprintf("orderflow-pgtest-%d-", os.Getpid()))
 	if err != nil {
 		return fmt.Errorf("make a folder for the test server: %w", err)
 	}
@@ -143,23 +143,11 @@ func (s *server) exec(ctx context.Context, sql string) error {
 	return nil
 }
 
-const memory = "/dev/shm"
-
-// scratch is where the server's files go: into memory where there is enough of it. A database is some thousand small files,
-// and making and deleting them on a disk costs a test a second.
-func scratch() string {
-	var fs syscall.Statfs_t
-	if syscall.Statfs(memory, &fs) == nil && fs.Bavail*uint64(fs.Bsize) >= 2<<30 && syscall.Access(memory, 2) == nil {
-		return memory
-	}
-	return os.TempDir()
-}
-
 // sweep removes the folders of test binaries that were killed before they could. An hour old and of no living process:
 // a pid says little across containers that share a temporary folder.
 func sweep() {
 	var dirs []string
-	for _, parent := range []string{os.TempDir(), memory} {
+	for _, parent := range []string{os.TempDir(), localpg.Scratch()} {
 		found, _ := filepath.Glob(filepath.Join(parent, "orderflow-pgtest-*")) // the only error is a malformed pattern
 		dirs = append(dirs, found...)
 	}
