@@ -59,7 +59,7 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 	opts.Log = opts.Log.With("group", group)
 	c := &Consumer{
 		pool: pool, group: group, member: group, routes: r, opts: opts, meters: m,
-		store:      store{schema: schemaPrefix(opts.Schema), group: group, dlqTopic: opts.DLQTopic, outbox: outbox.Writer{Schema: opts.Schema}},
+		store:      store{schema: schemaPrefix(opts.Schema), group: group, dlqTopic: opts.DLQTopic, outbox: outbox.Writer{Schema: opts.Schema}, lease: opts.Lease},
 		partitions: map[topicPartition]*partition{},
 	}
 	c.health = newHealth()

@@ -15,7 +15,6 @@ import (
 const (
 	drainPage    = 32 // holds claimed at once
 	drainWorkers = 2
-	drainLease   = 30 * time.Second
 )
 
 // hold is a key claimed for draining.
@@ -122,7 +121,7 @@ func (c *Consumer) claim(ctx context.Context) ([]hold, error) {
 		FROM due
 		WHERE h.consumer_group = $1 AND h.topic = due.topic AND h.key = due.key
 		RETURNING h.topic, h.key, h.tries`),
-		c.group, token.String(), drainLease.Milliseconds(), drainPage, ClassUnsupportedVersion, c.routes.types()) // CollectRows reports the error
+		c.group, token.String(), c.opts.Lease.Milliseconds(), drainPage, ClassUnsupportedVersion, c.routes.types()) // CollectRows reports the error
 	holds, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (hold, error) {
 		h := hold{token: token}
 		return h, row.Scan(&h.topic, &h.key, &h.tries)

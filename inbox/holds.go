@@ -124,7 +124,7 @@ func (s store) advance(ctx context.Context, tx pgx.Tx, topic, key string, remove
 			ORDER BY id
 			LIMIT 1
 		) p
-		WHERE h.consumer_group = $1 AND h.topic = $2 AND h.key = $3`), s.group, topic, key, removed, drainLease.Milliseconds())
+		WHERE h.consumer_group = $1 AND h.topic = $2 AND h.key = $3`), s.group, topic, key, removed, s.lease.Milliseconds())
 	if err != nil {
 		return fmt.Errorf("advance hold: %w", err)
 	}

@@ -45,6 +45,10 @@ type Options struct {
 	// Evidence is described at MaxTries. Default 20; negative: every try counts.
 	Evidence int
 
+	// Lease is how long a drainer keeps a held key to itself while one message of it is handled. A handler that takes
+	// longer loses the key, and its work is rolled back. Default 30 s.
+	Lease time.Duration
+
 	// DrainEvery is the pause between looks at the held keys. Default 250 ms.
 	DrainEvery time.Duration
 
@@ -84,6 +88,7 @@ func (o Options) withDefaults(group string) Options {
 	o.RetryMax = cmp.Or(o.RetryMax, 30*time.Minute)
 	o.MaxTries = cmp.Or(o.MaxTries, 12)
 	o.Evidence = cmp.Or(o.Evidence, 20)
+	o.Lease = cmp.Or(o.Lease, 30*time.Second)
 	o.DrainEvery = cmp.Or(o.DrainEvery, 250*time.Millisecond)
 	o.CommitEvery = cmp.Or(o.CommitEvery, 200*time.Millisecond)
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)

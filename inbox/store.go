@@ -24,6 +24,7 @@ type store struct {
 	group    string
 	dlqTopic string
 	outbox   outbox.Writer
+	lease    time.Duration
 }
 
 func schemaPrefix(schema string) string {

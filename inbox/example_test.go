@@ -1,0 +1,105 @@
+package inbox_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+)
+
+// A consumer that ships completed orders. The shipment, the row that remembers the message and what ship writes to the
+// outbox commit together.
+func ExampleConsumer() {
+	run := func(ctx context.Context) error {
+		pool, err := pgxpool.New(ctx, "postgres://warehouse@localhost/orderflow")
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+
+		ship := func(ctx context.Context, tx pgx.Tx, msg inbox.Message) error {
+			var order struct {
+				ID string `json:"order_id"`
+			}
+			if err := json.Unmarshal(msg.Payload, &order); err != nil {
+				return inbox.Permanent(fmt.Errorf("decode %s: %w", msg.Type, err))
+			}
+			_, err := tx.Exec(ctx, `INSERT INTO shipments (order_id) VALUES ($1)`, order.ID)
+			return err
+		}
+		consumer, err := inbox.NewConsumer(pool, "warehouse", []inbox.Route{
+			{Topic: "orders.completed", Type: "order.completed.v1", Handle: ship},
+		}, inbox.Options{Kafka: []kgo.Opt{kgo.SeedBrokers("localhost:9092")}})
+		if err != nil {
+			return err
+		}
+		return consumer.Run(ctx)
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Println(err)
+	}
+}
+
+// What a handler's error says about the message.
+func ExamplePermanentAs() {
+	charge := func(amount int) error {
+		switch {
+		case amount < 0:
+			return inbox.PermanentAs("business_invalid", errors.New("amount is negative")) // dead at once
+		case amount == 0:
+			return inbox.Discard("nothing to charge") // done with it
+		}
+		return nil
+	}
+	fmt.Println(charge(-1))
+	fmt.Println(charge(0))
+	fmt.Println(charge(5))
+	// Output:
+	// amount is negative
+	// nothing to charge
+	// <nil>
+}
+
+// A batch handler adds up what its messages change in shared rows, and writes them once, sorted, last.
+func ExampleBatchHandler() {
+	var count inbox.BatchHandler = func(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+		sold := map[string]int64{}
+		for _, msg := range msgs {
+			sold[msg.Subject]++
+		}
+		skus, counts := make([]string, 0, len(sold)), make([]int64, 0, len(sold))
+		for sku, n := range sold {
+			skus, counts = append(skus, sku), append(counts, n)
+		}
+		_, err := tx.Exec(ctx, `
+			UPDATE stock SET sold = sold + s.n
+			FROM (SELECT * FROM unnest($1::text[], $2::bigint[]) AS u (sku, n) ORDER BY sku) s
+			WHERE stock.sku = s.sku`, skus, counts)
+		return err
+	}
+	_ = inbox.Route{Topic: "orders", Type: "order.placed.v1", HandleBatch: count}
+}
+
+// An operator hands the dead letters of one key back once their cause is mended.
+func ExampleReplay() {
+	replay := func(ctx context.Context, pool *pgxpool.Pool) error {
+		n, err := inbox.Replay(ctx, pool, inbox.Filter{Group: "warehouse", Key: "user-7"}, "alice")
+		if err != nil {
+			return err
+		}
+		fmt.Println(n, "messages will be tried again, in order")
+		return nil
+	}
+	_ = replay
+}
