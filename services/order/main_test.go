@@ -68,6 +68,18 @@ func (s *shop) tx(t testing.TB, f func(tx pgx.Tx) error) {
 	}
 }
 
+// warm opens n connections, so that transactions that start together run together.
+func (s *shop) warm(t testing.TB, n int) {
+	t.Helper()
+	for range n {
+		conn, err := s.pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Release()
+	}
+}
+
 // stock returns what is available, reserved and shipped of a product.
 func (s *shop) stock(t testing.TB, sku string) [3]int64 {
 	t.Helper()

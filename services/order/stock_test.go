@@ -101,6 +101,7 @@ func TestAThousandOrdersForTenUnitsReserveExactlyTen(t *testing.T) {
 	for i := range instances {
 		instances[i] = instance(t, s.place(t, fmt.Sprint("user-", i), "pm_ok", item("hot", 1)))
 	}
+	s.warm(t, 6)
 	var mu sync.Mutex
 	reserved := 0
 	var group errgroup.Group
@@ -162,6 +163,7 @@ func TestReleaseGivesBackOnce(t *testing.T) {
 func TestReserveAndReleaseAtOnceLeakNothing(t *testing.T) {
 	t.Parallel()
 	s := newShop(t, map[string]int64{"a": 50, "b": 50})
+	s.warm(t, 2)
 	for i := range 40 {
 		in := instance(t, s.place(t, fmt.Sprint("user-", i), "pm_ok", item("a", 1), item("b", 1)))
 		var group errgroup.Group
@@ -189,10 +191,10 @@ func TestBatchesThatWantTheSameProductsDoNotDeadlock(t *testing.T) {
 		skus, stock[sku] = append(skus, sku), 10_000
 	}
 	s := newShop(t, stock)
-	var group errgroup.Group
-	for worker := range 6 {
+	s.warm(t, 6)
+	work := make([][][]*saga.Instance, 6) // batches by worker
+	for worker := range work {
 		random := rand.New(rand.NewPCG(1, uint64(worker)))
-		var batches [][]*saga.Instance
 		for b := range 6 {
 			var batch []*saga.Instance
 			for i := range 8 {
@@ -202,8 +204,11 @@ func TestBatchesThatWantTheSameProductsDoNotDeadlock(t *testing.T) {
 				}
 				batch = append(batch, instance(t, s.place(t, fmt.Sprintf("user-%d-%d-%d", worker, b, i), "pm_ok", items...)))
 			}
-			batches = append(batches, batch)
+			work[worker] = append(work[worker], batch)
 		}
+	}
+	var group errgroup.Group
+	for _, batches := range work {
 		group.Go(func() error {
 			for _, batch := range batches {
 				for _, step := range []saga.LocalBatchFunc{reserve, release} {
