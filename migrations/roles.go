@@ -12,7 +12,7 @@ import (
 )
 
 // DevRolePassword is the password of the roles in development and tests. It is public: nothing but those may use it.
-const DevRolePassword = "orderflow-dev-only"
+const DevRolePassword = "orderflow-dev-only" //nolint:gosec // public on purpose
 
 // RoleURL returns ownerURL with the role and its password in place of the owner's.
 func RoleURL(ownerURL, role, password string) (string, error) {

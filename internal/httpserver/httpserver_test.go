@@ -27,7 +27,8 @@ type running struct {
 	url   string
 	addr  string
 	end   context.CancelFunc
-	ended chan error
+	ended chan struct{}
+	err   error // valid once ended is closed
 }
 
 func run(t *testing.T, handler http.Handler, opts httpserver.Options) *running {
@@ -37,8 +38,11 @@ func run(t *testing.T, handler http.Handler, opts httpserver.Options) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &running{url: "http://" + ln.Addr().String(), addr: ln.Addr().String(), end: cancel, ended: make(chan error, 1)}
-	go func() { r.ended <- httpserver.Run(ctx, discard, ln, handler, opts) }()
+	r := &running{url: "http://" + ln.Addr().String(), addr: ln.Addr().String(), end: cancel, ended: make(chan struct{})}
+	go func() {
+		defer close(r.ended)
+		r.err = httpserver.Run(ctx, discard, ln, handler, opts)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		<-r.ended
@@ -49,9 +53,8 @@ func run(t *testing.T, handler http.Handler, opts httpserver.Options) *running {
 func (r *running) wait(t *testing.T) error {
 	t.Helper()
 	select {
-	case err := <-r.ended:
-		r.ended <- err // for the cleanup
-		return err
+	case <-r.ended:
+		return r.err
 	case <-time.After(20 * time.Second):
 		t.Fatal("the server did not end")
 		return nil

@@ -34,7 +34,7 @@ func (d downloader) download(ctx context.Context) (Binaries, error) {
 	if b, err := inspect(ctx, filepath.Join(final, "bin")); err == nil {
 		return b, nil
 	}
-	if err := os.MkdirAll(d.cache, 0o755); err != nil {
+	if err := os.MkdirAll(d.cache, 0o755); err != nil { //nolint:gosec // the server may run as another user
 		return Binaries{}, fmt.Errorf("make the cache folder for Postgres: %w", err)
 	}
 	// Unpacked beside its final place and renamed: a download that was cut off leaves nothing that looks complete.
@@ -42,8 +42,11 @@ func (d downloader) download(ctx context.Context) (Binaries, error) {
 	if err != nil {
 		return Binaries{}, fmt.Errorf("make a folder for the download: %w", err)
 	}
-	fetched := make(chan error, 1)
-	go func() { fetched <- d.fetch(tmp) }()
+	fetched := make(chan struct{})
+	go func() {
+		defer close(fetched)
+		err = d.fetch(ctx, tmp)
+	}()
 	select {
 	case <-ctx.Done():
 		// The fetch cannot be interrupted; what it leaves is removed when it ends, or by the next download.
@@ -52,7 +55,7 @@ func (d downloader) download(ctx context.Context) (Binaries, error) {
 			_ = os.RemoveAll(tmp)
 		}()
 		return Binaries{}, fmt.Errorf("download Postgres %s: %w", downloadVersion, ctx.Err())
-	case err = <-fetched:
+	case <-fetched:
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
 	if err != nil {
@@ -62,7 +65,7 @@ func (d downloader) download(ctx context.Context) (Binaries, error) {
 	if _, err := inspect(ctx, filepath.Join(unpacked, "bin")); err != nil {
 		return Binaries{}, fmt.Errorf("check downloaded Postgres %s: %w", downloadVersion, err)
 	}
-	if err := os.Chmod(unpacked, 0o755); err != nil {
+	if err := os.Chmod(unpacked, 0o755); err != nil { //nolint:gosec // the server may run as another user
 		return Binaries{}, fmt.Errorf("open the downloaded Postgres to other users: %w", err)
 	}
 	if err := os.Rename(unpacked, final); err != nil {
@@ -78,7 +81,7 @@ func (d downloader) download(ctx context.Context) (Binaries, error) {
 // fetch has embedded-postgres download and unpack into tmp/pg. Its Start is the only way in, and would go on to run the
 // server in its own way and never as root. So it is given a data directory that looks initialised and is not: it unpacks,
 // fails to start, and what counts is whether the binaries are there.
-func (d downloader) fetch(tmp string) error {
+func (d downloader) fetch(ctx context.Context, tmp string) error {
 	data := filepath.Join(tmp, "data")
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return fmt.Errorf("make a folder for the download: %w", err)
@@ -86,7 +89,7 @@ func (d downloader) fetch(tmp string) error {
 	if err := os.WriteFile(filepath.Join(data, "PG_VERSION"), []byte(strconv.Itoa(downloadMajor)), 0o600); err != nil {
 		return fmt.Errorf("prepare the download: %w", err)
 	}
-	port, err := freePort()
+	port, err := freePort(ctx)
 	if err != nil {
 		return err
 	}

@@ -24,13 +24,13 @@ func Scratch() string {
 }
 
 func prepareDir(dir string, as *account) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // parents that another user must pass through
 		return fmt.Errorf("make data directory: %w", err)
 	}
 	if err := as.own(dir); err != nil {
 		return err
 	}
-	if err := os.Chmod(dir, 0o700); err != nil {
+	if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a folder, which needs the x
 		return fmt.Errorf("close data directory to others: %w", err)
 	}
 	return as.reach(dir)

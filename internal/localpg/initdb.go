@@ -104,7 +104,7 @@ func (c cluster) createFromCache(ctx context.Context, cache, dataDir, passwordFi
 }
 
 func fillCache(cached, dataDir, passwordFile string) error {
-	if err := os.MkdirAll(filepath.Dir(cached), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(cached), 0o700); err != nil {
 		return fmt.Errorf("make cache folder: %w", err)
 	}
 	tmp, err := os.MkdirTemp(filepath.Dir(cached), "initdb-new-")

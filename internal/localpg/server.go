@@ -97,7 +97,7 @@ func startLocked(ctx context.Context, opts Options, as *account) (*Server, error
 	for try := 1; ; try++ {
 		s := &Server{port: opts.Port, password: strings.TrimSpace(string(password)), version: bin.Major, exited: make(chan struct{})}
 		if opts.Port == 0 || try > 1 {
-			if s.port, err = freePort(); err != nil {
+			if s.port, err = freePort(ctx); err != nil {
 				return nil, err
 			}
 		}
@@ -115,7 +115,7 @@ func startLocked(ctx context.Context, opts Options, as *account) (*Server, error
 var errPortTaken = errors.New("port is taken")
 
 func (s *Server) start(ctx context.Context, opts Options, bin Binaries, pgdata string, as *account) error {
-	if err := checkPort(s.port); err != nil {
+	if err := checkPort(ctx, s.port); err != nil {
 		return err
 	}
 	logFile, logStart, err := openLog(opts.DataDir)
@@ -123,7 +123,8 @@ func (s *Server) start(ctx context.Context, opts Options, bin Binaries, pgdata s
 		return err
 	}
 	defer func() { _ = logFile.Close() }()
-	s.cmd = exec.Command(filepath.Join(bin.Dir, "postgres"), opts.args(pgdata, s.port)...)
+	// ctx ends the start, not the server.
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(bin.Dir, "postgres"), opts.args(pgdata, s.port)...)
 	s.cmd.Dir = pgdata
 	s.cmd.Env = serverEnv()
 	s.cmd.Stdout, s.cmd.Stderr = logFile, logFile
@@ -241,8 +242,9 @@ func (s *Server) kill() {
 	<-s.exited
 }
 
-func freePort() (int, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+func freePort(ctx context.Context) (int, error) {
+	var config net.ListenConfig
+	ln, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
@@ -250,8 +252,9 @@ func freePort() (int, error) {
 	return ln.Addr().(*net.TCPAddr).Port, nil
 }
 
-func checkPort(port int) error {
-	ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+func checkPort(ctx context.Context, port int) error {
+	var config net.ListenConfig
+	ln, err := config.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return fmt.Errorf("start Postgres on port %d: %w (%w)", port, errPortTaken, err)
 	}

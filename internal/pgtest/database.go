@@ -16,7 +16,7 @@ import (
 )
 
 // RolePassword is the password of every role that migrations create in a test database.
-const RolePassword = "orderflow-dev-only"
+const RolePassword = "orderflow-dev-only" //nolint:gosec // public on purpose: tests only
 
 // DB is one test's database. It is dropped when the test ends.
 type DB struct {

@@ -71,7 +71,7 @@ func (s *server) start(ctx context.Context) error {
 		return fmt.Errorf("make a folder for the test server: %w", err)
 	}
 	s.dir = dir
-	if err := os.Chmod(dir, 0o755); err != nil { // the server may run as another user
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the server may run as another user
 		return fmt.Errorf("open the test server's folder: %w", err)
 	}
 	cache, err := os.UserCacheDir()
