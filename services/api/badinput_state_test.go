@@ -124,11 +124,7 @@ func begin(t *testing.T, f *fixture, server, key string, want int) func() {
 	go func() {
 		done <- s.do(t, call{method: "POST", path: "/v1/orders", idempotency: key, body: orderBody("slow")})
 	}()
-	eventually(t, "the order waits for the lock", func() bool {
-		return count(t, f.db, `
-			SELECT count(*) FROM pg_stat_activity
-			WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%user_sequences%'`) > 0
-	})
+	eventually(t, "the order waits for the lock", func() bool { return waiting(t, f.db) })
 	return func() {
 		release()
 		if r := <-done; r.status != want {

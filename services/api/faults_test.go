@@ -2,13 +2,16 @@ package api_test
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 
+	"github.com/alicebob/miniredis/v2"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
@@ -77,6 +80,13 @@ func (p *proxy) refuse() {
 	for conn := range p.conns {
 		_ = conn.Close()
 	}
+}
+
+// admit takes connections again.
+func (p *proxy) admit() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refusing = false
 }
 
 // next decides on the next COMMIT.
@@ -191,4 +201,44 @@ func setStatus(t *testing.T, db *pgtest.DB, id string, from, to order.Status) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// waiting reports whether an order waits for its user's lock.
+func waiting(t *testing.T, db *pgtest.DB) bool {
+	t.Helper()
+	return count(t, db, `
+		SELECT count(*)
+		FROM pg_stat_activity
+		WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%user_sequences%'`) > 0
+}
+
+// hangUp sends a request and closes the connection without reading the answer, when then has returned.
+func hangUp(t *testing.T, s *server, c call, then func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	req, err := http.NewRequestWithContext(ctx, c.method, s.url+c.path, strings.NewReader(c.body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+serviceKey)
+	req.Header.Set("Idempotency-Key", c.idempotency)
+	req.Header.Set("Content-Type", "application/json")
+	go func() {
+		resp, err := s.client.Do(req)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		done <- err
+	}()
+	then()
+	cancel()
+	if err := <-done; err == nil {
+		t.Error("the request was answered before the client hung up")
+	}
+}
+
+func newRedis(t *testing.T) *miniredis.Miniredis {
+	t.Helper()
+	return miniredis.RunT(t)
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/orderflow-dev/orderflow/internal/config"
@@ -99,18 +98,15 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer pool.Close()
-	var shared *redis.Client
-	if cfg.RedisURL != "" {
-		if shared, err = ratelimit.Open(cfg.RedisURL); err != nil {
-			return err
-		}
-		defer func() { _ = shared.Close() }() // it holds nothing that could be lost
+	limits, err := ratelimit.Open(cfg.RedisURL, ratelimit.Options{PerSecond: cfg.RatePerSecond, Burst: cfg.RateBurst, Log: log})
+	if err != nil {
+		return err
 	}
+	defer func() { _ = limits.Close() }() // it holds nothing that could be lost
 	ops := httpserver.NewOps(tel.Metrics, httpserver.Check{Name: "postgres", Ready: pool.Ping})
 	a, handler, err := build(ctx, parts{
 		pool: pool, log: log, meter: tel.Meter, maxInFlight: cfg.MaxInFlight, bodyTimeout: cfg.BodyTimeout,
-		limits: ratelimit.New(shared, ratelimit.Options{PerSecond: cfg.RatePerSecond, Burst: cfg.RateBurst, Log: log}),
-		ops:    ops, afterCommit: cfg.AfterCommit,
+		limits: limits, ops: ops, afterCommit: cfg.AfterCommit,
 	})
 	if err != nil {
 		return err
