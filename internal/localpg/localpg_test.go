@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,34 +123,44 @@ func TestStartKeepsTheDataOfAnEarlierStart(t *testing.T) {
 	}
 }
 
-func TestStartRefusesADirectoryInUse(t *testing.T) {
+func TestARunningServer(t *testing.T) {
 	t.Parallel()
 	dir := dataDir(t)
 	s := start(t, Options{DataDir: dir})
-	if _, err := Start(t.Context(), Options{DataDir: dir}); !errors.Is(err, ErrInUse) {
-		t.Errorf("second Start = %v, want ErrInUse", err)
-	}
-	if got := query(t, s.URL("postgres"), `SELECT 'alive'`); got != "alive" {
-		t.Errorf("first server answers %q, want alive", got)
-	}
-}
-
-func TestStartSaysThatThePortIsTaken(t *testing.T) {
-	t.Parallel()
-	s := start(t, Options{DataDir: dataDir(t)})
-	_, err := Start(t.Context(), Options{DataDir: dataDir(t), Port: s.Port(), NoFsync: true})
-	if err == nil || !strings.Contains(err.Error(), strconv.Itoa(s.Port())) {
-		t.Errorf("Start on a taken port = %v, want an error that names port %d", err, s.Port())
-	}
-}
-
-func TestStartTakesAnotherPortWhenItMay(t *testing.T) {
-	t.Parallel()
-	s := start(t, Options{DataDir: dataDir(t)})
-	other := start(t, Options{DataDir: dataDir(t), Port: s.Port(), AnyPort: true})
-	if other.Port() == s.Port() {
-		t.Errorf("both servers have port %d", s.Port())
-	}
+	t.Run("keeps another owner out of its directory", func(t *testing.T) {
+		if _, err := Start(t.Context(), Options{DataDir: dir}); !errors.Is(err, ErrInUse) {
+			t.Errorf("second Start = %v, want ErrInUse", err)
+		}
+		if got := query(t, s.URL("postgres"), `SELECT 'alive'`); got != "alive" {
+			t.Errorf("first server answers %q, want alive", got)
+		}
+	})
+	t.Run("asks for the password", func(t *testing.T) {
+		_, err := pgx.Connect(t.Context(), strings.Replace(s.URL("postgres"), s.password, "wrong", 1))
+		if err == nil || !strings.Contains(err.Error(), "password authentication failed") {
+			t.Errorf("connect with a wrong password = %v, want it refused", err)
+		}
+	})
+	// Ctrl-C in a terminal goes to every process of the group in the foreground.
+	t.Run("is not in its owner's process group", func(t *testing.T) {
+		group, err := syscall.Getpgid(s.PID())
+		if err != nil || group == syscall.Getpgrp() {
+			t.Errorf("process group of the server = %d, %v; want another than ours", group, err)
+		}
+	})
+	other := dataDir(t)
+	t.Run("keeps its port, and the other is told", func(t *testing.T) {
+		_, err := Start(t.Context(), Options{DataDir: other, Port: s.Port(), NoFsync: true, InitCache: initCache()})
+		if err == nil || !strings.Contains(err.Error(), strconv.Itoa(s.Port())) {
+			t.Errorf("Start on a taken port = %v, want an error that names port %d", err, s.Port())
+		}
+	})
+	t.Run("has a neighbour on another port where that may be", func(t *testing.T) {
+		neighbour := start(t, Options{DataDir: other, Port: s.Port(), AnyPort: true})
+		if neighbour.Port() == s.Port() {
+			t.Errorf("both servers have port %d", s.Port())
+		}
+	})
 }
 
 func TestStartBeginsAgainAfterAnInterruptedInitdb(t *testing.T) {
@@ -218,15 +229,6 @@ func TestInitCacheMakesAServerOfItsOwn(t *testing.T) {
 	second := start(t, Options{DataDir: dataDir(t), InitCache: cache, Auth: "md5"})
 	if got := query(t, second.URL("postgres"), `SELECT count(*)::text FROM pg_class WHERE relname = 'only_here'`); got != "0" {
 		t.Errorf("tables of the first server in the second = %s, want 0", got)
-	}
-}
-
-func TestServerAsksForThePassword(t *testing.T) {
-	t.Parallel()
-	s := start(t, Options{DataDir: dataDir(t)})
-	_, err := pgx.Connect(t.Context(), strings.Replace(s.URL("postgres"), s.password, "wrong", 1))
-	if err == nil || !strings.Contains(err.Error(), "password authentication failed") {
-		t.Errorf("connect with a wrong password = %v, want it refused", err)
 	}
 }
 

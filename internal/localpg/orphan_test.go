@@ -163,16 +163,6 @@ func TestStartLeavesAForeignProcessWithTheOldPIDAlone(t *testing.T) {
 	}
 }
 
-// Ctrl-C in a terminal goes to every process of the group in the foreground.
-func TestTheServerIsNotInItsOwnersProcessGroup(t *testing.T) {
-	t.Parallel()
-	s := start(t, Options{DataDir: dataDir(t)})
-	group, err := syscall.Getpgid(s.PID())
-	if err != nil || group == syscall.Getpgrp() {
-		t.Errorf("process group of the server = %d, %v; want another than ours", group, err)
-	}
-}
-
 func TestExitedTellsOfADeath(t *testing.T) {
 	t.Parallel()
 	s := start(t, Options{DataDir: dataDir(t)})
