@@ -159,11 +159,23 @@ func TestCrashOfPostgresBehindAPoolerLosesNothing(t *testing.T) {
 		}
 		return nil
 	})
+	var inMemory string
+	if err := writer.QueryRow(t.Context(), `SELECT pg_current_snapshot()::text`).Scan(&inMemory); err != nil {
+		t.Fatal(err)
+	}
 	server.crash(t)
 	for n := 1; n <= 100; n++ {
 		write(t, writer, message("orders", "a", n))
 	}
 	records := waitFor(t, broker, 101)
+	var visible int
+	if err := writer.QueryRow(t.Context(), `
+		SELECT count(seq) FROM orders.outbox_poll($1::text::pg_snapshot)`, inMemory).Scan(&visible); err != nil {
+		t.Fatal(err)
+	}
+	if visible == 100 {
+		t.Error("the snapshot from before the crash hides nothing: this crash has lost no transaction id")
+	}
 	if got := values(records, "a"); got[0] != `{"n":0}` || distinct(records) != 101 {
 		t.Errorf("published %d messages, want 101 in order", distinct(records))
 	}
