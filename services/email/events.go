@@ -1,0 +1,158 @@
+package email
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/mail"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/event"
+)
+
+// The kinds of email. There is one of each for an order at most.
+const (
+	kindConfirmation = "confirmation"
+	kindFailure      = "failure"
+	kindShipped      = "shipped"
+)
+
+// classInvalid is the class of events that are readable and wrong.
+const classInvalid = "business_invalid"
+
+// content is what a template shows. It is stored with the email, so what an email says is decided when its event happens
+// and not when a slow provider takes it.
+type content struct {
+	Currency string `json:"currency,omitempty"`
+	Total    int64  `json:"total,omitempty"` // minor units
+	Items    []item `json:"items,omitempty"`
+	Status   string `json:"status,omitempty"` // of a failed order
+	Reason   string `json:"reason,omitempty"`
+}
+
+type item struct {
+	Name      string `json:"name"`
+	Quantity  int64  `json:"quantity"`
+	UnitPrice int64  `json:"unit_price,omitempty"`
+}
+
+// request is an email that an event asks for.
+type request struct {
+	orderID uuid.UUID
+	userID  string
+	kind    string
+	to      string
+	content content
+}
+
+// routes returns the handlers of the events that users are told of. An email needs no order: one that nobody can make sense
+// of lets the user's others pass.
+func routes(domain string) []inbox.Route {
+	return []inbox.Route{
+		route(domain, event.OrderCompletedV1, func(e event.OrderCompleted) request {
+			c := content{Currency: e.Currency, Total: e.Total}
+			for _, i := range e.Items {
+				c.Items = append(c.Items, item{Name: i.Name, Quantity: i.Quantity, UnitPrice: i.UnitPrice})
+			}
+			return request{e.OrderID, e.UserID, kindConfirmation, e.Email, c}
+		}),
+		route(domain, event.OrderFailedV1, func(e event.OrderFailed) request {
+			c := content{Currency: e.Currency, Total: e.Total, Status: e.Status, Reason: e.Reason}
+			return request{e.OrderID, e.UserID, kindFailure, e.Email, c}
+		}),
+		route(domain, event.ShipmentCreatedV1, func(e event.ShipmentCreated) request {
+			var c content
+			for _, i := range e.Items {
+				c.Items = append(c.Items, item{Name: i.Name, Quantity: i.Quantity})
+			}
+			return request{e.OrderID, e.UserID, kindShipped, e.Email, c}
+		}),
+	}
+}
+
+// route returns the route of the events of type E, which ask for the email that is made of them.
+func route[E interface{ Topic() string }](domain, eventType string, ask func(E) request) inbox.Route {
+	var e E
+	return inbox.Route{
+		Topic: e.Topic(), Type: eventType, Policy: inbox.ReleaseKey,
+		Check: func(msg inbox.Message) error {
+			e, err := decode[E](msg)
+			if err != nil {
+				return err
+			}
+			if ask(e).userID != msg.Key {
+				return errors.New("the key is not the payload's user_id")
+			}
+			return nil
+		},
+		HandleBatch: func(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+			return enqueue(ctx, tx, domain, msgs, func(msg inbox.Message) (request, error) {
+				e, err := decode[E](msg)
+				if err != nil {
+					return request{}, err
+				}
+				return ask(e), nil
+			})
+		},
+	}
+}
+
+func decode[E any](msg inbox.Message) (E, error) {
+	var e E
+	if err := json.Unmarshal(msg.Payload, &e); err != nil {
+		return e, inbox.PermanentAs(inbox.ClassUndecodable, fmt.Errorf("decode %s: %w", msg.Type, err))
+	}
+	return e, nil
+}
+
+// enqueue inserts the emails that msgs ask for, as queued.
+func enqueue(ctx context.Context, tx pgx.Tx, domain string, msgs []inbox.Message, read func(inbox.Message) (request, error)) error {
+	var (
+		ids, orders                              []uuid.UUID
+		users, kinds, addresses, data, messageID []string
+	)
+	// Sorted: two consumers that insert the same orders' emails in different orders would deadlock.
+	msgs = slices.SortedFunc(slices.Values(msgs), func(a, b inbox.Message) int { return strings.Compare(a.Subject, b.Subject) })
+	for _, msg := range msgs {
+		r, err := read(msg)
+		if err != nil {
+			return err
+		}
+		if err := r.check(); err != nil {
+			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: %w", msg.Type, msg.ID, err))
+		}
+		shown, err := json.Marshal(r.content)
+		if err != nil {
+			return inbox.Permanent(fmt.Errorf("encode the content of an email: %w", err))
+		}
+		ids, orders, users = append(ids, msg.ID), append(orders, r.orderID), append(users, r.userID)
+		kinds, addresses, data = append(kinds, r.kind), append(addresses, r.to), append(data, string(shown))
+		messageID = append(messageID, r.orderID.String()+"."+r.kind+"@"+domain)
+	}
+	// An email is known by the event that asked for it. A second event about the same order and kind asks for nothing.
+	_, err := tx.Exec(ctx, `
+		INSERT INTO emails (id, order_id, user_id, kind, to_address, data, message_id)
+		SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::text[])
+		ON CONFLICT DO NOTHING`, ids, orders, users, kinds, addresses, data, messageID)
+	if err != nil {
+		return fmt.Errorf("queue emails: %w", err)
+	}
+	return nil
+}
+
+func (r request) check() error {
+	if r.orderID == uuid.Nil {
+		return errors.New("there is no order_id")
+	}
+	// The error of the parser would show the address.
+	if _, err := mail.ParseAddress(r.to); err != nil {
+		return errors.New("email is not an address")
+	}
+	return nil
+}
