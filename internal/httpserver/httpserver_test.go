@@ -84,8 +84,11 @@ func TestRunFinishesAcceptedRequests(t *testing.T) {
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		close(entered)
 		<-leave
-		if err := r.Context().Err(); err != nil {
-			t.Errorf("context of an accepted request during the end = %v, want it alive", err)
+		// That something does not happen shows only in time: a cut connection ends the context within microseconds.
+		select {
+		case <-r.Context().Done():
+			t.Errorf("context of an accepted request during the end = %v, want it alive", r.Context().Err())
+		case <-time.After(50 * time.Millisecond):
 		}
 		fmt.Fprint(w, "done")
 	})

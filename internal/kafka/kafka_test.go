@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -183,23 +184,43 @@ func TestAnUnknownLagIsNotZero(t *testing.T) {
 	t.Parallel()
 	broker := kafkatest.New(t, event.Orders)
 	produce(t, broker, 3)
-	admin := broker.Client(t)
 	commit(t, broker, "order", 3, 1)
-	if err := broker.Cluster.DeleteTopic(event.Orders); err != nil {
-		t.Fatal(err)
-	}
-	group, err := kafka.Describe(t.Context(), admin, "order")
+	broker.Cluster.ControlKey(int16(kmsg.ListOffsets), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		broker.Cluster.KeepControl()
+		return offsetsUnknown(request.(*kmsg.ListOffsetsRequest)), nil, true
+	})
+	group, err := kafka.Describe(t.Context(), broker.Client(t), "order")
 	if err != nil {
 		t.Fatal(err)
 	}
+	if len(group.Partitions) == 0 {
+		t.Fatal("the group has no partitions: the test proves nothing")
+	}
 	for _, p := range group.Partitions {
-		if p.Lag != nil || p.Error == "" {
-			t.Errorf("partition %d of a deleted topic: lag %v, error %q; want no lag and a reason", p.Partition, p.Lag, p.Error)
+		if p.Lag != nil || p.End != nil || p.Error == "" {
+			t.Errorf("partition %d whose end is unknown: end %v, lag %v, error %q; want neither number and a reason", p.Partition, p.End, p.Lag, p.Error)
 		}
 	}
-	if _, ok := group.Lag(); ok && len(group.Partitions) > 0 {
-		t.Error("Lag() is known, want unknown")
+	if lag, ok := group.Lag(); ok {
+		t.Errorf("Lag() = %d, known; want unknown", lag)
 	}
+}
+
+// offsetsUnknown answers that no offset could be looked up.
+func offsetsUnknown(request *kmsg.ListOffsetsRequest) kmsg.Response {
+	response := request.ResponseKind().(*kmsg.ListOffsetsResponse)
+	for _, asked := range request.Topics {
+		topic := kmsg.NewListOffsetsResponseTopic()
+		topic.Topic = asked.Topic
+		for _, p := range asked.Partitions {
+			partition := kmsg.NewListOffsetsResponseTopicPartition()
+			partition.Partition = p.Partition
+			partition.ErrorCode = kerr.UnknownServerError.Code
+			topic.Partitions = append(topic.Partitions, partition)
+		}
+		response.Topics = append(response.Topics, topic)
+	}
+	return response
 }
 
 func TestDescribeOfNoGroup(t *testing.T) {
