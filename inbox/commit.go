@@ -19,7 +19,7 @@ func (c *Consumer) commitLoop(ctx context.Context, client *kgo.Client) {
 			return
 		case <-tick.C:
 			c.resume(client)
-			c.commit(client, c.current())
+			c.commit(ctx, client, c.current())
 		}
 	}
 }
@@ -36,7 +36,7 @@ func (c *Consumer) current() []*partition {
 
 // commit tells Kafka the watermarks of parts that have moved. An offset only says where to resume; if it is lost, the
 // messages above it are duplicates.
-func (c *Consumer) commit(client *kgo.Client, parts []*partition) {
+func (c *Consumer) commit(ctx context.Context, client *kgo.Client, parts []*partition) {
 	c.commitMu.Lock()
 	defer c.commitMu.Unlock()
 	offsets := map[string]map[int32]kgo.EpochOffset{}
@@ -57,14 +57,15 @@ func (c *Consumer) commit(client *kgo.Client, parts []*partition) {
 	if len(moved) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	// Also on the way out, when ctx has ended, what is finished should be known.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	failed := error(nil)
+	var failed error
 	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
 		failed = commitError(resp, err)
 	})
 	if failed != nil {
-		c.opts.Log.Warn("offset commit failed, will retry", "error", failed)
+		c.opts.Log.WarnContext(ctx, "offset commit failed, will retry", "error", failed)
 		return
 	}
 	c.lanes.mu.Lock()
@@ -89,13 +90,10 @@ func commitError(resp *kmsg.OffsetCommitResponse, err error) error {
 }
 
 // leave ends the membership after the last batch: it commits what is finished and closes the client.
-func (c *Consumer) leave(client *kgo.Client) {
-	c.commit(client, c.current())
+func (c *Consumer) leave(ctx context.Context, client *kgo.Client) {
+	c.commit(ctx, client, c.current())
 	client.CloseAllowingRebalance()
-	for _, p := range c.current() {
-		p.cancel()
-	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	clear(c.partitions)
-	c.mu.Unlock()
 }

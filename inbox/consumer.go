@@ -27,6 +27,7 @@ type Consumer struct {
 	health  *health
 	lanes   *lanes
 	tried   evidence
+	ran     atomic.Bool
 	joined  atomic.Bool
 
 	mu         sync.Mutex // guards partitions
@@ -70,12 +71,16 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 }
 
 // Run consumes until ctx ends. Then it stops fetching, finishes the batches it has started, commits their offsets,
-// leaves the group and returns nil. It returns an error when the client cannot be made. A consumer runs once.
+// leaves the group and returns nil. It returns an error when the client cannot be made, and when it is called again: a
+// consumer runs once.
 func (c *Consumer) Run(ctx context.Context) error {
+	if c.ran.Swap(true) {
+		return fmt.Errorf("consumer of group %s was run before", c.group)
+	}
 	// Started batches outlive ctx by DrainTimeout.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	client, err := c.newClient(work)
+	client, err := c.newClient()
 	if err != nil {
 		return fmt.Errorf("kafka client of group %s: %w", c.group, err)
 	}
@@ -94,13 +99,13 @@ func (c *Consumer) Run(ctx context.Context) error {
 
 	<-ctx.Done()
 	deadline := time.AfterFunc(c.opts.DrainTimeout, func() {
-		c.opts.Log.Warn("started batches cancelled, the drain timeout passed")
+		c.opts.Log.WarnContext(work, "started batches cancelled, the drain timeout passed")
 		cancel()
 	})
 	loops.Wait()
 	deadline.Stop()
 	c.joined.Store(false)
-	c.leave(client)
+	c.leave(work, client)
 	return nil
 }
 

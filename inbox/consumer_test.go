@@ -78,6 +78,9 @@ func TestPoisonStopsItsKeyOnlyAndLaterMessagesRunInOrderAfterReplay(t *testing.T
 	w.wait("the other keys", func() bool { return w.count(`SELECT count(*) FROM effects WHERE key <> 'u1'`) == 50 })
 	w.wait("52 parked", func() bool { return len(w.parked(inbox.Filter{})) == 52 })
 	w.wantEffects("u1", 1)
+	if n := w.count(`SELECT parked FROM inbox_holds`); n != 52 {
+		t.Errorf("hold counts %d messages, want 52", n)
+	}
 	dead := w.parked(inbox.Filter{State: inbox.StateDead})
 	if len(dead) != 1 || dead[0].Class != "business_invalid" || dead[0].Attempts != 1 || dead[0].Offset == 0 {
 		t.Fatalf("dead = %+v, want the poison message with class business_invalid after one attempt", dead)

@@ -134,14 +134,15 @@ func (c *Consumer) claim(ctx context.Context) ([]hold, error) {
 
 // drainKey works the line of one key, head first, until it is empty or its head fails.
 func (c *Consumer) drainKey(ctx, work context.Context, h hold) error {
-	for ctx.Err() == nil {
+	for reruns := 0; ctx.Err() == nil; {
 		wait, probe := c.circuit.permit(time.Now())
 		if wait > 0 {
 			return c.store.postpone(work, c.pool, h, wait)
 		}
 		more, err := c.drainHead(work, &h, probe)
 		switch {
-		case rerunnable(err):
+		case rerunnable(err) && reruns < maxReruns:
+			reruns++
 			if probe {
 				c.circuit.skip()
 			}
@@ -151,6 +152,8 @@ func (c *Consumer) drainKey(ctx, work context.Context, h hold) error {
 			return errors.Join(err, c.store.postpone(work, c.pool, h, c.opts.RetryMin))
 		case !more:
 			return nil
+		default:
+			reruns = 0
 		}
 	}
 	return c.store.postpone(work, c.pool, h, 0)
@@ -265,6 +268,7 @@ func (c *Consumer) drainFailed(ctx context.Context, h hold, head *parkedHead, fa
 	if gone {
 		pk.state = StateDead
 		c.meters.count(ctx, h.topic, "dead", 1)
+		c.opts.AfterBatch() // the copy wants to be published
 	}
 	c.logParked(ctx, pk)
 	return gone && it.route.Policy == ReleaseKey, nil

@@ -123,7 +123,7 @@ func fullJitter(base time.Duration, factor float64, n int, limit time.Duration) 
 			break
 		}
 	}
-	return time.Duration(rand.Float64() * min(ceiling, float64(limit)))
+	return time.Duration(rand.Float64() * min(ceiling, float64(limit))) //nolint:gosec // jitter is no secret
 }
 
 // halfJitter is between half of the delay and all of it, for delays that must not be near zero.

@@ -12,7 +12,7 @@ import (
 const maxPoll = 2000
 
 // newClient returns the group's client. What the guarantees rest on comes last, so Options.Kafka cannot undo it.
-func (c *Consumer) newClient(ctx context.Context) (*kgo.Client, error) {
+func (c *Consumer) newClient() (*kgo.Client, error) {
 	opts := []kgo.Opt{
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.FetchMaxWait(500 * time.Millisecond),
@@ -28,13 +28,9 @@ func (c *Consumer) newClient(ctx context.Context) (*kgo.Client, error) {
 		kgo.DisableAutoCommit(),
 		// Without this a partition could be revoked and assigned again between a poll and its enqueueing.
 		kgo.BlockRebalanceOnPoll(),
-		kgo.OnPartitionsAssigned(func(_ context.Context, client *kgo.Client, parts map[string][]int32) {
-			c.assigned(ctx, client, parts)
-		}),
-		kgo.OnPartitionsRevoked(func(_ context.Context, client *kgo.Client, parts map[string][]int32) {
-			c.revoked(client, parts)
-		}),
-		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, parts map[string][]int32) { c.lost(parts) }),
+		kgo.OnPartitionsAssigned(c.assigned),
+		kgo.OnPartitionsRevoked(c.revoked),
+		kgo.OnPartitionsLost(c.lost),
 	)
 	return kgo.NewClient(opts...)
 }
@@ -158,13 +154,13 @@ func (c *Consumer) assigned(ctx context.Context, client *kgo.Client, parts map[s
 	for topic, ids := range parts {
 		for _, id := range ids {
 			at := topicPartition{topic, id}
-			c.partitions[at] = newPartition(ctx, at)
+			c.partitions[at] = newPartition(at)
 		}
 	}
 	c.mu.Unlock()
 	if len(parts) > 0 {
 		client.ResumeFetchPartitions(parts) // a pause outlives the assignment it was made in
-		c.opts.Log.Info("partitions assigned", "partitions", parts)
+		c.opts.Log.InfoContext(ctx, "partitions assigned", "partitions", parts)
 	}
 }
 
@@ -189,25 +185,21 @@ func (c *Consumer) takeAway(parts map[string][]int32) []*partition {
 }
 
 // revoked hands partitions over cleanly: it finishes what is started, commits, lets go.
-func (c *Consumer) revoked(client *kgo.Client, parts map[string][]int32) {
+func (c *Consumer) revoked(ctx context.Context, client *kgo.Client, parts map[string][]int32) {
 	taken := c.takeAway(parts)
 	if len(taken) == 0 {
 		return
 	}
-	clean := c.lanes.quiesce(context.Background(), taken, rebalanceTimeout/2)
-	c.commit(client, taken)
-	for _, p := range taken {
-		p.cancel()
-	}
-	c.opts.Log.Info("partitions revoked", "partitions", parts, "finished", clean)
+	clean := c.lanes.quiesce(ctx, taken, rebalanceTimeout/2)
+	c.commit(ctx, client, taken)
+	c.lanes.lose(taken)
+	c.opts.Log.InfoContext(ctx, "partitions revoked", "partitions", parts, "finished", clean)
 }
 
 // lost lets go of partitions that already belong to somebody else: their batches are cancelled, nothing is committed.
-func (c *Consumer) lost(parts map[string][]int32) {
-	for _, p := range c.takeAway(parts) {
-		p.cancel()
-	}
+func (c *Consumer) lost(ctx context.Context, _ *kgo.Client, parts map[string][]int32) {
+	c.lanes.lose(c.takeAway(parts))
 	if len(parts) > 0 {
-		c.opts.Log.Warn("partitions lost", "partitions", parts)
+		c.opts.Log.WarnContext(ctx, "partitions lost", "partitions", parts)
 	}
 }

@@ -2,6 +2,7 @@ package inbox
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -47,6 +48,7 @@ type batch struct {
 	items   []*item // those messages, lane by lane
 	probe   bool
 	started time.Time
+	cancel  context.CancelFunc // set by arm
 }
 
 func newLanes(batchSize int, batchWait time.Duration, c *circuit) *lanes {
@@ -249,6 +251,32 @@ func (l *lanes) end(p *partition) {
 				l.bytes -= it.track.size
 				l.waiting--
 			}
+		}
+	}
+}
+
+// arm gives a batch what ends it, and reports false when one of its partitions is lost already.
+func (l *lanes) arm(b *batch, cancel context.CancelFunc) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b.cancel = cancel
+	return !b.lost()
+}
+
+func (b *batch) lost() bool {
+	return slices.ContainsFunc(b.lanes, func(ln *lane) bool { return ln.part.lost })
+}
+
+// lose cancels the batches that have messages of parts: somebody else has these partitions now.
+func (l *lanes) lose(parts []*partition) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range parts {
+		p.lost = true
+	}
+	for b := range l.batches {
+		if b.lost() && b.cancel != nil {
+			b.cancel()
 		}
 	}
 }

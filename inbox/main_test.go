@@ -189,17 +189,17 @@ func (w *world) produce(records ...*kgo.Record) {
 	w.broker.Produce(w.T, records...)
 }
 
-// wait polls until ok, and fails the test with what was awaited after 20 s.
+// wait polls until ok, and fails the test with what was awaited after a minute.
 func (w *world) wait(what string, ok func() bool) {
 	w.Helper()
-	deadline := time.NewTimer(20 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-deadline.C:
-			w.Fatalf("not within 20 s: %s\nparked: %s", what, w.describeParked())
+			w.Fatalf("not within a minute: %s\nparked: %s", what, w.describeParked())
 		case <-tick.C:
 		}
 	}

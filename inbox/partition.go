@@ -1,9 +1,5 @@
 package inbox
 
-import (
-	"context"
-)
-
 type topicPartition struct {
 	topic     string
 	partition int32
@@ -14,9 +10,6 @@ type topicPartition struct {
 // watermark. All fields are guarded by lanes.mu.
 type partition struct {
 	topicPartition
-	ctx    context.Context // ends when the partition is lost: its batches are in vain
-	cancel context.CancelFunc
-
 	lanes    map[string]*lane
 	tracked  []*tracked // by offset; the first unfinished one is the watermark
 	next     int64      // the offset after the last record seen; -1 before the first
@@ -25,8 +18,9 @@ type partition struct {
 	buffered int
 	bytes    int64
 	paused   bool
-	gone     bool
-	inFlight int // batches
+	gone     bool // nothing more is started
+	lost     bool // what is started is in vain
+	inFlight int  // batches
 }
 
 // tracked is the place of one message in its partition.
@@ -38,9 +32,8 @@ type tracked struct {
 	done   bool
 }
 
-func newPartition(ctx context.Context, at topicPartition) *partition {
-	ctx, cancel := context.WithCancel(ctx)
-	return &partition{topicPartition: at, ctx: ctx, cancel: cancel, lanes: map[string]*lane{}, next: -1, epoch: -1, commit: -1}
+func newPartition(at topicPartition) *partition {
+	return &partition{topicPartition: at, lanes: map[string]*lane{}, next: -1, epoch: -1, commit: -1}
 }
 
 // finish marks a message as having its fate.

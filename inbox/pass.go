@@ -173,6 +173,7 @@ func (p *pass) settle(ctx context.Context) error {
 			parkings = append(parkings, p.parking(it, d))
 		case discarded:
 			dropped = append(dropped, it)
+		case done, duplicate: // as inserted
 		}
 	}
 	st := p.c.store
@@ -212,6 +213,7 @@ func (p *pass) parking(it *item, d decision) parking {
 	case dead:
 		pk.state = StateDead
 		pk.release = it.route.Policy == ReleaseKey
+	default: // the others are not parked
 	}
 	return pk
 }

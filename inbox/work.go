@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,6 +15,9 @@ var (
 	errGuard = errors.New("a message failed, run the batch with savepoints")
 	errSplit = errors.New("the commit failed, run the messages one by one")
 )
+
+// maxReruns is how often a batch that Postgres chose as a victim runs again before the circuit opens.
+const maxReruns = 10
 
 // work runs batches until the lanes are closed.
 func (c *Consumer) work(ctx context.Context) {
@@ -32,12 +34,12 @@ func (c *Consumer) work(ctx context.Context) {
 func (c *Consumer) process(ctx context.Context, b *batch) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for _, ln := range b.lanes {
-		stop := context.AfterFunc(ln.part.ctx, cancel) // lost: in vain
-		defer stop()
+	if !c.lanes.arm(b, cancel) {
+		c.giveBack(b)
+		return
 	}
 	p := &pass{c: c, route: b.route, items: b.items, guarded: b.route.limit.isGuarded()}
-	for {
+	for reruns := 0; ; {
 		err := p.run(ctx)
 		switch {
 		case err == nil:
@@ -55,7 +57,8 @@ func (c *Consumer) process(ctx context.Context, b *batch) {
 			return
 		case errors.Is(err, errSplit):
 			p.forced, p.guarded = err, true
-		case rerunnable(err):
+		case rerunnable(err) && reruns < maxReruns:
+			reruns++
 			c.meters.rerun(ctx, b.route.Topic)
 			c.opts.Log.DebugContext(ctx, "batch runs again", "topic", b.route.Topic, "error", err)
 			if deadlocked(err) && b.route.HandleBatch != nil && len(b.items) > 1 {
@@ -63,7 +66,7 @@ func (c *Consumer) process(ctx context.Context, b *batch) {
 				c.giveBack(b)
 				return
 			}
-			pause(ctx, time.Duration(rand.Int64N(int64(20*time.Millisecond))))
+			pause(ctx, fullJitter(20*time.Millisecond, 1, 0, time.Second))
 		default:
 			c.circuit.fail(err, b.probe)
 			c.giveBack(b)
@@ -91,6 +94,7 @@ func (c *Consumer) committed(ctx context.Context, b *batch, p *pass) {
 					it.firstFailed = now
 				}
 			}
+		case duplicate, waiting, discarded: // say nothing about a handler
 		}
 	}
 	b.route.limit.committed()
