@@ -58,6 +58,8 @@ var errLeaseLost = errors.New("the lease of the emails was lost")
 // sent: whoever finds them so after a crash knows whom to ask. A row that is in doubt keeps the name of its provider.
 func (s *sender) claim(ctx context.Context, provider string) (*batch, error) {
 	b := &batch{token: uuid.New(), until: time.Now().Add(s.lease), settled: time.Now()}
+	ctx, cancel := detached(ctx)
+	defer cancel()
 	rows, _ := s.pool.Query(ctx, `
 		WITH due AS (
 			SELECT id, state = 'sending' AS in_doubt
@@ -94,6 +96,8 @@ func (s *sender) renew(ctx context.Context, b *batch, i int) error {
 		ids = append(ids, e.ID)
 	}
 	until := time.Now().Add(s.lease)
+	ctx, cancel := detached(ctx)
+	defer cancel()
 	tag, err := s.pool.Exec(ctx, `
 		UPDATE emails
 		SET next_attempt_at = clock_timestamp() + make_interval(secs => $3), updated_at = clock_timestamp()
@@ -108,8 +112,13 @@ func (s *sender) renew(ctx context.Context, b *batch, i int) error {
 	return nil
 }
 
-// settle writes the outcomes. It does so after ctx has ended too: an outcome that is not written is a question to the
-// provider later.
+// detached returns a context for a short statement that goes on when the sender ends. Cut off in the middle, nobody knows
+// whether it took place, and every email of the batch would have to be asked about.
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+}
+
+// settle writes the outcomes.
 func (s *sender) settle(ctx context.Context, b *batch) error {
 	if len(b.outcomes) == 0 {
 		return nil
@@ -124,7 +133,7 @@ func (s *sender) settle(ctx context.Context, b *batch) error {
 		ids, states, errors = append(ids, o.id), append(states, o.state), append(errors, o.err)
 		delays, attempts = append(delays, o.delay.Seconds()), append(attempts, o.attempts)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := detached(ctx)
 	defer cancel()
 	// The token fences: an email whose lease was lost belongs to somebody who knows more by now.
 	_, err := s.pool.Exec(ctx, `

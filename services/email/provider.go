@@ -117,7 +117,7 @@ func (p *provider) deliver(ctx context.Context, conns connections, msg *mail.Msg
 		conn, reused, err := conns.get(ctx, p)
 		if err != nil {
 			p.breaker.Open() // it was tried three times; every other mail would find the same
-			return a, nil //nolint:nilerr // a provider that is away is an answer
+			return a, nil    //nolint:nilerr // a provider that is away is an answer
 		}
 		if err := hold(); err != nil {
 			p.breaker.RecordFailure() // a permit has to be given back with some verdict
