@@ -143,8 +143,7 @@ var errChangedMind = errors.New("rolled back on purpose")
 func writeOnce(
 	t *testing.T, pool *pgxpool.Pool, history *outboxtest.History, random *rand.Rand, batch []outbox.Message,
 ) error {
-	ctx := t.Context()
-	kind := random.IntN(9)
+	ctx, kind := t.Context(), random.IntN(9)
 	if kind == 7 {
 		return writePrepared(ctx, pool, history, batch)
 	}
@@ -232,36 +231,18 @@ func relayUntilKilled(
 		pages := 0
 		pool := newMortalAt(t, url)
 		run, stop := context.WithCancel(context.WithoutCancel(ctx))
-		lost := errors.New("killed")
-		die := func(at int, err error) error {
-			if point != at {
-				return nil
+		die := func(at int) bool {
+			if point == at {
+				pages++
 			}
-			if pages++; pages < after {
-				return nil
+			if point != at || pages < after {
+				return false
 			}
 			pool.kill()
 			stop()
-			return err
+			return true
 		}
-		publisher := publisherFunc(func(ctx context.Context, page []outbox.Record) []error {
-			if err := die(0, lost); err != nil { // fetched, not produced
-				return failAll(page, err)
-			}
-			if random.IntN(20) == 0 { // an outage, or an answer that is lost
-				if random.IntN(2) == 0 {
-					broker.Publish(ctx, page)
-				}
-				return failAll(page, outboxtest.ErrDown)
-			}
-			errs := broker.Publish(ctx, page)
-			if err := die(1, lost); err != nil { // produced, the answer lost
-				return failAll(page, err)
-			}
-			_ = die(2, lost) // acked, not saved
-			return errs
-		})
-		relay, err := outbox.NewRelay(pool.Pool, publisher, outbox.RelayOptions{
+		relay, err := outbox.NewRelay(pool.Pool, deadly(broker, random, die), outbox.RelayOptions{
 			Schema: schema, PageSize: 20, Lease: time.Second,
 		})
 		if err != nil {
@@ -285,6 +266,27 @@ func relayUntilKilled(
 		stop()
 		pool.Close()
 	}
+}
+
+// deadly publishes to broker, with outages, and asks at each point of a page whether its relay dies there.
+func deadly(broker *outboxtest.Broker, random *rand.Rand, die func(at int) bool) outbox.Publisher {
+	return publisherFunc(func(ctx context.Context, page []outbox.Record) []error {
+		if die(0) { // fetched, not produced
+			return failAll(page, outboxtest.ErrDown)
+		}
+		if random.IntN(20) == 0 { // an outage, or an answer that is lost
+			if random.IntN(2) == 0 {
+				broker.Publish(ctx, page)
+			}
+			return failAll(page, outboxtest.ErrDown)
+		}
+		errs := broker.Publish(ctx, page)
+		if die(1) { // produced, the answer lost
+			return failAll(page, outboxtest.ErrDown)
+		}
+		die(2) // acked, not saved
+		return errs
+	})
 }
 
 // publisherFunc is a function that is a publisher.

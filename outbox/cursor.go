@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // cursor is how far a relay is. Everything visible at prev is published. If cur is set, a big window is being worked:
@@ -42,13 +43,18 @@ func (r *Relay) loadCursor(ctx context.Context) (cursor, error) {
 func (t *term) checkpoint(ctx context.Context, aside []parkedRow) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(t.lease.left(), 0))
 	defer cancel()
-	err := pgx.BeginFunc(ctx, t.r.pool, func(tx pgx.Tx) error {
-		if err := t.saveCursor(ctx, tx); err != nil {
-			return err
+	save := func() error { return t.saveCursor(ctx, t.r.pool) }
+	if len(aside) > 0 {
+		save = func() error {
+			return pgx.BeginFunc(ctx, t.r.pool, func(tx pgx.Tx) error {
+				if err := t.saveCursor(ctx, tx); err != nil {
+					return err
+				}
+				return t.r.insertParked(ctx, tx, aside)
+			})
 		}
-		return t.r.insertParked(ctx, tx, aside)
-	})
-	if err != nil {
+	}
+	if err := save(); err != nil {
 		t.broken = true
 		return err
 	}
@@ -57,8 +63,13 @@ func (t *term) checkpoint(ctx context.Context, aside []parkedRow) error {
 	return nil
 }
 
-func (t *term) saveCursor(ctx context.Context, tx pgx.Tx) error {
-	tag, err := tx.Exec(ctx, `
+// execer is a pool or a transaction.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+func (t *term) saveCursor(ctx context.Context, db execer) error {
+	tag, err := db.Exec(ctx, `
 		INSERT INTO `+t.r.table("outbox_cursor")+` (relay, epoch, n, prev, cur, last_seq, hi_seq)
 		SELECT relay, epoch, $3::bigint, $4::text::pg_snapshot, nullif($5::text, '')::pg_snapshot, $6::bigint, $7::bigint
 		FROM `+t.r.table("outbox_lease")+`

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -43,7 +44,8 @@ func TestKafkaReceivesEachKeyInOnePartitionInOrder(t *testing.T) {
 			t.Fatalf("key %s is in partitions %d and %d", key, partition[key], r.Partition)
 		}
 		partition[key] = r.Partition
-		if names := headerNames(r); !strings.HasPrefix(names, "ce_specversion ce_id ce_type ce_source ce_time content-type outbox-seq ce_subject") {
+		const want = "ce_specversion ce_id ce_type ce_source ce_time content-type outbox-seq ce_subject"
+		if names := headerNames(r); names != want {
 			t.Fatalf("headers are %s", names)
 		}
 	}
@@ -87,11 +89,42 @@ func TestKafkaTopicLimitParksTheCulpritAndFailsNoInnocent(t *testing.T) {
 	}
 	eventually(t, func() error {
 		parked, err := outbox.ListParked(t.Context(), db.Pool, schema)
-		if err == nil && (len(parked) != 2 || parked[0].Key != "user-3" || !strings.Contains(parked[0].Error, "MESSAGE_TOO_LARGE")) {
+		if err == nil && (len(parked) != 2 || parked[0].Key != "user-3" ||
+			!strings.Contains(parked[0].Error, "MESSAGE_TOO_LARGE")) {
 			err = fmt.Errorf("parked %+v, want user-3's second and third", parked)
 		}
 		return err
 	})
+}
+
+// A record above the producer's own limit is refused before it is sent, when later ones of its key may be on their way.
+func TestKafkaRecordAboveTheBatchLimitIsNotOvertaken(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	batch := []outbox.Message{
+		message("orders", "a", 0), message("orders", "a", 1), message("orders", "a", 2), message("orders", "b", 0),
+	}
+	batch[1].Payload = make([]byte, 1_200_000)
+	if err := pgx.BeginFunc(t.Context(), db.Pool, func(tx pgx.Tx) error {
+		return outbox.Writer{Schema: schema, MaxBytes: 2_000_000}.Write(t.Context(), tx, batch...)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{})
+	eventually(t, func() error {
+		parked, err := outbox.ListParked(t.Context(), db.Pool, schema)
+		if err == nil && len(parked) != 2 {
+			err = fmt.Errorf("%d messages are parked, want the large one and the one behind it", len(parked))
+		}
+		return err
+	})
+	got := map[string]string{}
+	for _, r := range broker.Read(t, 2, "orders") {
+		got[string(r.Key)] += string(r.Value)
+	}
+	if got["a"] != `{"n":0}` || got["b"] != `{"n":0}` {
+		t.Errorf("published %v, want the first of each key", got)
+	}
 }
 
 // incompressible is text that no codec makes smaller by half.

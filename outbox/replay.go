@@ -42,7 +42,9 @@ func Replay(ctx context.Context, pool *pgxpool.Pool, schema string, opts ReplayO
 }
 
 // ReplayDone reports whether a replay is finished, and how many messages it has published so far.
-func ReplayDone(ctx context.Context, pool *pgxpool.Pool, schema string, number int64) (messages int64, done bool, err error) {
+func ReplayDone(
+	ctx context.Context, pool *pgxpool.Pool, schema string, number int64,
+) (messages int64, done bool, err error) {
 	err = pool.QueryRow(ctx, `
 		SELECT messages, done_at IS NOT NULL
 		FROM `+qualified(schema, "outbox_replays")+`

@@ -23,23 +23,27 @@ func TestWriteRefusesWhatCouldNotBePublished(t *testing.T) {
 		change(&m)
 		return m
 	}
+	header := func(name, value string) outbox.Message {
+		return good(func(m *outbox.Message) { m.Headers = map[string]string{name: value} })
+	}
+	topic := func(name string) outbox.Message { return good(func(m *outbox.Message) { m.Topic = name }) }
 	cases := []struct {
 		name string
 		msg  outbox.Message
 		want string
 	}{
-		{"a message without a topic has nowhere to go", good(func(m *outbox.Message) { m.Topic = "" }), "topic is missing"},
-		{"a topic with a space is no topic name", good(func(m *outbox.Message) { m.Topic = "my orders" }), `contains ' '`},
-		{"a topic of 250 letters is no topic name", good(func(m *outbox.Message) { m.Topic = strings.Repeat("x", 250) }), "not a topic name"},
+		{"a message without a topic has nowhere to go", topic(""), "topic is missing"},
+		{"a topic with a space is no topic name", topic("my orders"), `contains ' '`},
+		{"a topic of 250 letters is no topic name", topic(strings.Repeat("x", 250)), "not a topic name"},
 		{"without a key there is no order to keep", good(func(m *outbox.Message) { m.Key = "" }), "key is missing"},
 		{"a reader dispatches by type", good(func(m *outbox.Message) { m.Type = "" }), "type is missing"},
 		{"Postgres stores no NUL", good(func(m *outbox.Message) { m.Key = "a\x00b" }), "key is not valid UTF-8 without NUL"},
 		{"Postgres stores no broken UTF-8", good(func(m *outbox.Message) { m.Subject = "\xff" }), "subject is not valid UTF-8"},
-		{"a header may not pose as a CloudEvents attribute", good(func(m *outbox.Message) { m.Headers = map[string]string{"CE_ID": "x"} }), `"CE_ID" is set by the relay`},
-		{"a header may not pose as the sequence number", good(func(m *outbox.Message) { m.Headers = map[string]string{"outbox-seq": "1"} }), "is set by the relay"},
-		{"a header name with a line break", good(func(m *outbox.Message) { m.Headers = map[string]string{"a\r\nb": "x"} }), "visible ASCII"},
-		{"a header without a name", good(func(m *outbox.Message) { m.Headers = map[string]string{"": "x"} }), "no name"},
-		{"a header value that Postgres cannot store", good(func(m *outbox.Message) { m.Headers = map[string]string{"a": "\x00"} }), "not valid UTF-8 without NUL"},
+		{"a header may not pose as a CloudEvents attribute", header("CE_ID", "x"), `"CE_ID" is set by the relay`},
+		{"a header may not pose as the sequence number", header("outbox-seq", "1"), "is set by the relay"},
+		{"a header name with a line break", header("a\r\nb", "x"), "visible ASCII"},
+		{"a header without a name", header("", "x"), "no name"},
+		{"a header value that Postgres cannot store", header("a", "\x00"), "not valid UTF-8 without NUL"},
 		{"a record above the limit names the limit", good(func(m *outbox.Message) { m.Payload = make([]byte, 2000) }), "limit 2000"},
 	}
 	for _, c := range cases {
@@ -71,7 +75,8 @@ func TestRecordCarriesTheMessageAsACloudEvent(t *testing.T) {
 	err := pgx.BeginFunc(t.Context(), db.Pool, func(tx pgx.Tx) error {
 		return outbox.Writer{Schema: schema}.Write(spanned, tx, outbox.Message{
 			ID: id, Topic: "orders", Key: "ä", Type: "order.placed.v1", Subject: "o-1",
-			Headers: map[string]string{"tenant": `a "quoted" one`}, Payload: []byte("\x00\xff"), ContentType: "application/octet-stream",
+			Headers:     map[string]string{"tenant": `a "quoted" one`},
+			ContentType: "application/octet-stream", Payload: []byte("\x00\xff"),
 		})
 	})
 	if err != nil {
@@ -178,15 +183,19 @@ func TestWriterRoleMayOnlyInsertMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, writer.pool, message("orders", "a", 1))
+	const insert = `(id, topic, key, type, content_type, payload) VALUES (gen_random_uuid(), 't', 'k', 't', 'c', '')`
+	and := func(column, value string) string {
+		return strings.Replace(strings.Replace(insert, "(id", "("+column+", id", 1), "VALUES (", "VALUES ("+value+", ", 1)
+	}
 	for _, forbidden := range []string{
 		`SELECT * FROM orders.outbox`,
 		`DELETE FROM orders.outbox`,
 		`UPDATE orders.outbox SET payload = ''`,
 		`TRUNCATE orders.outbox`,
-		`INSERT INTO orders.outbox (txid, id, topic, key, type, content_type, payload) VALUES ('3', gen_random_uuid(), 't', 'k', 't', 'c', '')`,
-		`INSERT INTO orders.outbox (slot, id, topic, key, type, content_type, payload) VALUES (1, gen_random_uuid(), 't', 'k', 't', 'c', '')`,
-		`INSERT INTO orders.outbox (seq, id, topic, key, type, content_type, payload) OVERRIDING SYSTEM VALUE VALUES (1, gen_random_uuid(), 't', 'k', 't', 'c', '')`,
-		`INSERT INTO orders.outbox_1 (id, topic, key, type, content_type, payload) VALUES (gen_random_uuid(), 't', 'k', 't', 'c', '')`,
+		`INSERT INTO orders.outbox ` + and("txid", "'3'"),
+		`INSERT INTO orders.outbox ` + and("slot", "1"),
+		`INSERT INTO orders.outbox ` + strings.Replace(and("seq", "1"), "VALUES", "OVERRIDING SYSTEM VALUE VALUES", 1),
+		`INSERT INTO orders.outbox_1 ` + insert,
 		`SELECT * FROM orders.outbox_poll('3:3:')`,
 		`UPDATE orders.outbox_lease SET epoch = 0`,
 	} {
