@@ -31,6 +31,9 @@ func Statuses() []Status {
 // shipped afterwards, but nothing it waits for can fail it any more.
 func (s Status) Terminal() bool { return s != Pending }
 
+// Last reports whether the order will not change any more by itself. Only an operator refunds what was shipped.
+func (s Status) Last() bool { return s != Pending && s != Completed }
+
 // CanBecome reports whether an order may change from s to next.
 func (s Status) CanBecome(next Status) bool {
 	switch s {

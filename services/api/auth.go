@@ -17,7 +17,7 @@ import (
 )
 
 // DevKey is the service key that `orderflow dev` creates. It is public: no other installation may have it.
-const DevKey = "orderflow-dev-service-key" //nolint:gosec // public on purpose, and created in development only
+const DevKey = "orderflow-dev-service-key"
 
 // Role says what an API key may do.
 type Role string

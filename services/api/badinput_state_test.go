@@ -168,7 +168,7 @@ func connectionSurvives(t *testing.T, f *fixture, _ reply) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	if resp.StatusCode != 200 || !reused {
+	if resp.StatusCode != http.StatusOK || !reused {
 		t.Errorf("the next request = %d, on the same connection: %v; want 200 on the same", resp.StatusCode, reused)
 	}
 }

@@ -52,17 +52,7 @@ func (p *prepass) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	recorded := &statusWriter{ResponseWriter: w}
 	_, pattern := p.mux.Handler(r)
-	defer func() {
-		// Recovered here, not by net/http: that would cut the connection, and the client could not tell a bug from a crash.
-		if v := recover(); v != nil {
-			p.log.ErrorContext(r.Context(), "handler panicked",
-				slog.String("route", pattern), slog.Any("error", v), slog.String("stack", string(debug.Stack())))
-			if recorded.status == 0 {
-				internalError().write(recorded)
-			}
-		}
-		p.metrics.request(r.Context(), pattern, recorded.status, time.Since(began))
-	}()
+	defer p.end(r.Context(), recorded, pattern, began)
 	recorded.Header().Set("X-Content-Type-Options", "nosniff")
 	ready, err := p.admit(recorded, r, pattern)
 	if err != nil {
@@ -70,6 +60,19 @@ func (p *prepass) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.mux.ServeHTTP(recorded, ready)
+}
+
+// end is deferred: it answers for a handler that panicked, and counts the request. net/http would recover too, but cut the
+// connection, and a client could not tell a bug from a crash.
+func (p *prepass) end(ctx context.Context, w *statusWriter, pattern string, began time.Time) {
+	if v := recover(); v != nil {
+		p.log.ErrorContext(ctx, "handler panicked",
+			slog.String("route", pattern), slog.Any("error", v), slog.String("stack", string(debug.Stack())))
+		if w.status == 0 {
+			internalError().write(w)
+		}
+	}
+	p.metrics.request(ctx, pattern, w.status, time.Since(began))
 }
 
 // admit returns the request as its handler wants it, or why it is refused.

@@ -28,6 +28,7 @@ type operation struct {
 	id, summary  string
 	body         reflect.Type // of the request
 	status       int          // of success
+	stream       bool         // the answer is a stream of events
 	errors       []int        // besides those every operation has
 	tag          string
 }
@@ -57,6 +58,10 @@ func (a *api) routes(mux *http.ServeMux) ([]byte, error) {
 		method: http.MethodGet, path: "/v1/orders/{id}/timeline", id: "order-timeline", tag: "orders", status: http.StatusOK,
 		summary: "What happened to an order", route: route{access: anyKey}, errors: []int{404},
 	}, a.orderTimeline)
+	register(a, h, operation{
+		method: http.MethodGet, path: "/v1/orders/{id}/events", id: "order-events", tag: "orders", status: http.StatusOK, stream: true,
+		summary: "Follow an order: server-sent events, as it is now and at every change", route: route{access: anyKey}, errors: []int{404},
+	}, a.orderEvents)
 	register(a, h, operation{
 		method: http.MethodGet, path: "/v1/products", id: "list-products", tag: "catalog", status: http.StatusOK,
 		summary: "List the catalog", route: route{access: anyKey}, errors: []int{400},
@@ -103,6 +108,11 @@ func register[I, O any](a *api, h huma.API, op operation, do func(context.Contex
 		OperationID: op.id, Method: op.method, Path: op.path, Summary: op.summary, Tags: []string{op.tag},
 		DefaultStatus: op.status, SkipValidateBody: true, SkipValidateParams: true,
 		Responses: problemResponses(h.OpenAPI().Components.Schemas, append([]int{401, 429, 500, 503}, op.errors...)),
+	}
+	if op.stream {
+		registered.Responses[strconv.Itoa(op.status)] = &huma.Response{
+			Description: http.StatusText(op.status), Content: map[string]*huma.MediaType{"text/event-stream": {}},
+		}
 	}
 	huma.Register(h, registered, func(ctx context.Context, in *I) (*O, error) {
 		out, err := do(ctx, in)

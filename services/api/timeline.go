@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/orderflow-dev/orderflow/internal/order"
+	"github.com/orderflow-dev/orderflow/saga"
 )
 
 type timelineInput struct {
@@ -46,7 +48,7 @@ func (a *api) orderTimeline(ctx context.Context, in *timelineInput) (*timelineOu
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	entries := []timelineEntry{}
-	for _, read := range []func(context.Context, order.DB, uuid.UUID) ([]timelineEntry, error){history, stockMoves, paymentSteps} {
+	for _, read := range []func(context.Context, order.DB, uuid.UUID) ([]timelineEntry, error){history, stockMoves, paymentSteps, sagaSteps} {
 		more, err := read(ctx, a.pool, o.ID)
 		if err != nil {
 			return nil, err
@@ -101,6 +103,36 @@ func paymentSteps(ctx context.Context, db order.DB, id uuid.UUID) ([]timelineEnt
 	return collectEntries(rows, "payment", func(row pgx.CollectableRow, e *timelineEntry) error {
 		return row.Scan(&e.At, &e.What, &e.Detail)
 	})
+}
+
+// sagaSteps tells what the order's saga tried, a step that waits for its outcome included. Its errors are for operators, who
+// find them with `orderflow saga`: they may name what is inside.
+func sagaSteps(ctx context.Context, db order.DB, id uuid.UUID) ([]timelineEntry, error) {
+	found, err := saga.Load(ctx, db, id)
+	if errors.Is(err, saga.ErrNotFound) {
+		return nil, nil // the order has not arrived there yet
+	}
+	if err != nil {
+		return nil, err
+	}
+	var entries []timelineEntry
+	for _, step := range found.Journal {
+		e := timelineEntry{At: step.OutcomeAt.UTC(), Source: "saga", What: step.Step, Detail: string(step.State)}
+		if step.Undo {
+			e.What = "undo " + e.What
+		}
+		if step.OutcomeAt.IsZero() {
+			e.At = step.IntentAt.UTC()
+		}
+		if step.Attempt > 1 {
+			e.Detail += fmt.Sprintf(", attempt %d", step.Attempt)
+		}
+		entries = append(entries, e)
+	}
+	if found.Instance.State == saga.InDoubt || found.Instance.State == saga.StuckState {
+		entries = append(entries, timelineEntry{At: time.Now().UTC(), Source: "saga", What: string(found.Instance.State)})
+	}
+	return entries, nil
 }
 
 func collectEntries(rows pgx.Rows, source string, scan func(pgx.CollectableRow, *timelineEntry) error) ([]timelineEntry, error) {
