@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -95,6 +98,24 @@ func TestDeadlockedBatchesShrinkAndNobodyIsBlamed(t *testing.T) {
 	}
 }
 
+func TestASerializationFailureIsNoAttempt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var calls atomic.Int32
+	w.start(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if m.Attempt != 1 {
+			return inbox.Permanent(fmt.Errorf("attempt %d, want 1", m.Attempt))
+		}
+		if calls.Add(1) <= 8 {
+			return fmt.Errorf("update stock: %w", &pgconn.PgError{Code: "40001"})
+		}
+		return apply(ctx, tx, m)
+	}, w.options())
+	w.produce(record("u1", 1, ""))
+	w.wait("a fate", func() bool { return w.lag() == 0 })
+	w.wantEffects("u1", 1)
+}
+
 func TestReleaseKeyLetsLaterMessagesPassADeadOne(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -108,11 +129,13 @@ func TestReleaseKeyLetsLaterMessagesPassADeadOne(t *testing.T) {
 	w.produce(record("u1", 1, ""), record("u1", 2, "poison"), record("u1", 3, ""))
 	w.wait("the message behind the dead one", func() bool { return len(w.effects("u1")) == 2 })
 	w.wantEffects("u1", 1, 3)
+	w.produce(record("u1", 4, ""))
+	w.wait("a message that comes later", func() bool { return len(w.effects("u1")) == 3 })
 	fixed.Store(true)
 	if n, err := inbox.Replay(t.Context(), w.db.Pool, inbox.Filter{Group: "test"}, "alice"); n != 1 || err != nil {
 		t.Fatalf("Replay() = %d, %v, want 1", n, err)
 	}
-	w.wait("the replayed message", func() bool { return len(w.effects("u1")) == 3 })
+	w.wait("the replayed message", func() bool { return len(w.effects("u1")) == 4 })
 	w.wait("no holds", func() bool { return w.count(`SELECT count(*) FROM inbox_holds`) == 0 })
 }
 
@@ -266,4 +289,54 @@ func TestConsumerWorksWithoutPreparedStatementsAndWithASchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.wait("all effects", func() bool { return len(w.effects("u1")) == 3 })
+}
+
+// lines collects a log.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(p))
+	return len(p), nil
+}
+
+func (l *lines) containing(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, line := range l.all {
+		if strings.Contains(line, what) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestTheLogSaysWhyNothingMovesAndHoldsNoKeys(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var log lines
+	opts := w.options()
+	opts.StallAfter = 50 * time.Millisecond
+	opts.Log = slog.New(slog.NewTextHandler(&log, nil))
+	release := make(chan struct{})
+	w.start(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if what(m) == "secret-poison" {
+			return inbox.Permanent(errors.New("no"))
+		}
+		<-release
+		return apply(ctx, tx, m)
+	}, opts)
+	w.produce(record("secret-user", 1, ""))
+	w.wait("the reason", func() bool { return log.containing("is in the handler of orders order.placed.v1 since") > 0 })
+	close(release)
+	w.produce(record("secret-user", 2, "secret-poison"))
+	w.wait("the dead letter", func() bool { return log.containing("message is dead") == 1 })
+	if n := log.containing("secret"); n != 0 {
+		t.Errorf("%d lines of the log hold a key or a payload, want 0", n)
+	}
 }
