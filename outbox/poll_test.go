@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,6 +55,13 @@ func explainPoll(t *testing.T, config *pgx.ConnConfig) string {
 	if err := conn.QueryRow(t.Context(), `
 		SELECT prosrc, proconfig FROM pg_proc WHERE proname = 'outbox_poll'`).Scan(&source, &settings); err != nil {
 		t.Fatal(err)
+	}
+	// Without them another ring, with other statistics, has another plan.
+	pinned := "plan_cache_mode=force_generic_plan enable_seqscan=off enable_bitmapscan=off enable_sort=off jit=off"
+	for want := range strings.FieldsSeq(pinned) {
+		if !slices.Contains(settings, want) {
+			t.Errorf("the function's settings are %v, want %s among them", settings, want)
+		}
 	}
 	for _, setting := range settings {
 		name, value, _ := strings.Cut(setting, "=")
