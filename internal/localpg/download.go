@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	embeddedpostgres "github.com/fergusstrange/embedded-postgres"
@@ -104,7 +105,13 @@ func (d downloader) fetch(ctx context.Context, tmp string) error {
 	if d.repository != "" {
 		config = config.BinaryRepositoryURL(d.repository)
 	}
+	logs := startLogs()
 	err = embeddedpostgres.NewDatabase(config).Start()
+	for _, path := range startLogs() {
+		if !slices.Contains(logs, path) {
+			_ = os.Remove(path) // litter at worst
+		}
+	}
 	if _, statErr := os.Stat(filepath.Join(tmp, "pg", "bin", "postgres")); statErr == nil {
 		return nil
 	}
@@ -112,4 +119,10 @@ func (d downloader) fetch(ctx context.Context, tmp string) error {
 		err = errors.New("the archive holds no server")
 	}
 	return fmt.Errorf("download Postgres %s: %w", downloadVersion, err)
+}
+
+// startLogs lists the logs that embedded-postgres leaves in the folder for temporary files when a start fails.
+func startLogs() []string {
+	paths, _ := filepath.Glob(filepath.Join(os.TempDir(), "embedded_postgres_log*")) // the only error is a malformed pattern
+	return paths
 }
