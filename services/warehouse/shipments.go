@@ -1,0 +1,159 @@
+package warehouse
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/outbox"
+)
+
+// classInvalid is the class of events that are readable and wrong.
+const classInvalid = "business_invalid"
+
+func routes() []inbox.Route {
+	return []inbox.Route{
+		{Topic: event.OrdersCompleted, Type: event.OrderCompletedV1, Check: check, HandleBatch: ship},
+	}
+}
+
+func check(msg inbox.Message) error {
+	e, err := decode(msg)
+	if err != nil {
+		return err
+	}
+	if e.UserID != msg.Key {
+		return errors.New("the key is not the payload's user_id")
+	}
+	return nil
+}
+
+func decode(msg inbox.Message) (event.OrderCompleted, error) {
+	var e event.OrderCompleted
+	if err := json.Unmarshal(msg.Payload, &e); err != nil {
+		return e, inbox.PermanentAs(inbox.ClassUndecodable, fmt.Errorf("decode %s: %w", msg.Type, err))
+	}
+	return e, nil
+}
+
+func validate(e event.OrderCompleted) error {
+	if e.OrderID == uuid.Nil {
+		return errors.New("there is no order_id")
+	}
+	if len(e.Items) == 0 {
+		return errors.New("there are no items")
+	}
+	for i, item := range e.Items {
+		if item.SKU == "" || item.Quantity <= 0 {
+			return fmt.Errorf("item %d has no sku, or a quantity that is not positive", i)
+		}
+	}
+	return nil
+}
+
+// ship makes the shipments of completed orders and publishes them, in the order of the messages.
+func ship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+	now := time.Now().UTC()
+	shipments := make([]event.ShipmentCreated, 0, len(msgs))
+	for _, msg := range msgs {
+		e, err := decode(msg)
+		if err != nil {
+			return err
+		}
+		if err := validate(e); err != nil {
+			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: %w", msg.Type, msg.ID, err))
+		}
+		shipments = append(shipments, shipmentOf(e, now))
+	}
+	made, err := insertShipments(ctx, tx, shipments)
+	if err != nil {
+		return err
+	}
+	var fresh []event.ShipmentCreated
+	var events []outbox.Message
+	for _, s := range shipments {
+		if !made[s.ShipmentID] {
+			continue // the order has a shipment: another event told of it
+		}
+		m, err := outbox.JSON(s)
+		if err != nil {
+			return err
+		}
+		fresh, events = append(fresh, s), append(events, m)
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if err := insertPickLists(ctx, tx, fresh); err != nil {
+		return err
+	}
+	return outbox.Write(ctx, tx, events...)
+}
+
+func shipmentOf(e event.OrderCompleted, now time.Time) event.ShipmentCreated {
+	s := event.ShipmentCreated{
+		ShipmentID: uuid.Must(uuid.NewV7()), OrderID: e.OrderID, UserID: e.UserID, Email: e.Email, ShippedAt: now,
+	}
+	for _, item := range e.Items {
+		s.Items = append(s.Items, event.ShipmentItem{SKU: item.SKU, Name: item.Name, Quantity: item.Quantity})
+	}
+	return s
+}
+
+// insertShipments returns the ids of those that were made. An order that has a shipment gets no other.
+func insertShipments(ctx context.Context, tx pgx.Tx, shipments []event.ShipmentCreated) (map[uuid.UUID]bool, error) {
+	var ids, orders []uuid.UUID
+	var users []string
+	var at []time.Time
+	for _, s := range shipments {
+		ids, orders, users, at = append(ids, s.ShipmentID), append(orders, s.OrderID), append(users, s.UserID), append(at, s.ShippedAt)
+	}
+	// Sorted: two consumers that insert the same orders' shipments in different orders would deadlock.
+	rows, _ := tx.Query(ctx, `
+		INSERT INTO shipments (id, order_id, user_id, state, shipped_at)
+		SELECT id, order_id, user_id, 'shipped', shipped_at
+		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[]) AS s (id, order_id, user_id, shipped_at)
+		ORDER BY order_id, id
+		ON CONFLICT (order_id) DO NOTHING
+		RETURNING id`, ids, orders, users, at) // CollectRows reports the error
+	inserted, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return nil, fmt.Errorf("insert shipments: %w", err)
+	}
+	made := make(map[uuid.UUID]bool, len(inserted))
+	for _, id := range inserted {
+		made[id] = true
+	}
+	return made, nil
+}
+
+func insertPickLists(ctx context.Context, tx pgx.Tx, shipments []event.ShipmentCreated) error {
+	var (
+		ids              []uuid.UUID
+		lines            []int
+		skus, names, bin []string
+		quantities       []int64
+	)
+	for _, s := range shipments {
+		for i, l := range pickList(s.Items) {
+			ids, lines, bin = append(ids, s.ShipmentID), append(lines, i+1), append(bin, l.bin)
+			skus, names, quantities = append(skus, l.SKU), append(names, l.Name), append(quantities, l.Quantity)
+		}
+	}
+	_, err := tx.Exec(ctx, `
+		INSERT INTO shipment_items (shipment_id, line, bin, sku, name, quantity, picked)
+		SELECT id, line, bin, sku, name, quantity, quantity
+		FROM unnest($1::uuid[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bigint[]) AS l (id, line, bin, sku, name, quantity)`,
+		ids, lines, bin, skus, names, quantities)
+	if err != nil {
+		return fmt.Errorf("insert pick lists: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,58 @@
+package warehouse
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/httpserver"
+	"github.com/orderflow-dev/orderflow/internal/kafka"
+	"github.com/orderflow-dev/orderflow/internal/postgres"
+	"github.com/orderflow-dev/orderflow/internal/telemetry"
+)
+
+// Config is what the warehouse service works with.
+type Config struct {
+	// DatabaseURL connects as role warehouse.
+	DatabaseURL string
+	// Brokers are Kafka's addresses, host:port.
+	Brokers []string
+	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
+	OpsAddr string
+	// AfterCommit is called after messages were committed to the outbox, to have them published at once. Optional; it
+	// must not block.
+	AfterCommit func()
+}
+
+// startWait is how long Postgres may keep a start waiting: the two are often started together.
+const startWait = 30 * time.Second
+
+// Run ships until ctx ends. It returns an error when it cannot start; once it runs, outages are waited out.
+func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
+	tel, err := telemetry.New(event.GroupWarehouse)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
+	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{ApplicationName: event.GroupWarehouse, Wait: startWait})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	consumer, err := inbox.NewConsumer(pool, event.GroupWarehouse, routes(), inbox.Options{
+		Kafka:      kafka.Options(cfg.Brokers, log),
+		AfterBatch: cfg.AfterCommit,
+		Log:        log,
+		Meter:      tel.Meter,
+	})
+	if err != nil {
+		return err
+	}
+	ops := httpserver.NewOps(tel.Metrics,
+		httpserver.Check{Name: "postgres", Ready: pool.Ping},
+		httpserver.Check{Name: "consumer", Ready: func(context.Context) error { return consumer.Ready() }})
+	return ops.Around(ctx, log, cfg.OpsAddr, consumer.Run)
+}
