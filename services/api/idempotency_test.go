@@ -3,6 +3,7 @@ package api_test
 import (
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -225,4 +226,35 @@ func TestAfterCommitIsCalledForNewMessagesOnly(t *testing.T) {
 	if len(kicks) != 2 {
 		t.Errorf("AfterCommit was called %d times for one order and one cancel, want 2", len(kicks))
 	}
+}
+
+// F5: a spike is turned away before it reaches the pool, what was accepted is there, and afterwards all is as before.
+func TestASpikeIsShedAndNothingAcceptedIsLost(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	s := start(t, db, func(c *api.Config) { c.MaxConns, c.MaxInFlight = 2, 8 })
+	s.place(t, "ada") // so that the key is known
+	release := hold(t, db, "slow")
+	var all sync.WaitGroup
+	var accepted, shed atomic.Int64
+	for range 200 {
+		all.Go(func() {
+			r := s.do(t, call{method: "POST", path: "/v1/orders", idempotency: uuid.NewString(), body: orderBody("slow")})
+			switch {
+			case r.status == http.StatusCreated:
+				accepted.Add(1)
+			case r.status == http.StatusServiceUnavailable && r.header.Get("Retry-After") != "":
+				if shed.Add(1) == 150 {
+					release() // not before most of them were answered, at once
+				}
+			default:
+				t.Errorf("POST = %d %s %v, want 201 or 503 with Retry-After", r.status, r.body, r.err)
+			}
+		})
+	}
+	all.Wait()
+	if n := count(t, db, `SELECT count(*) FROM orders.orders WHERE user_id = 'slow'`); int64(n) != accepted.Load() || n == 0 {
+		t.Errorf("%d orders for %d accepted requests", n, accepted.Load())
+	}
+	s.place(t, "slow")
 }

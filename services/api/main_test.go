@@ -33,7 +33,7 @@ const (
 )
 
 // newDB returns a database with a catalog and keys.
-func newDB(t *testing.T) *pgtest.DB {
+func newDB(t testing.TB) *pgtest.DB {
 	t.Helper()
 	db := migrated.New(t)
 	ctx := t.Context()
@@ -70,7 +70,7 @@ type server struct {
 }
 
 // start runs an api on db until the test ends.
-func start(t *testing.T, db *pgtest.DB, change func(*api.Config)) *server {
+func start(t testing.TB, db *pgtest.DB, change func(*api.Config)) *server {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -105,7 +105,7 @@ func start(t *testing.T, db *pgtest.DB, change func(*api.Config)) *server {
 }
 
 // testLog shows the api's log in the test's.
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(b []byte) (int, error) {
 	if l.t.Context().Err() == nil { // a finished test must not log
@@ -115,7 +115,7 @@ func (l testLog) Write(b []byte) (int, error) {
 }
 
 // eventually waits for an effect.
-func eventually(t *testing.T, what string, happened func() bool) {
+func eventually(t testing.TB, what string, happened func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(15 * time.Second)
 	for !happened() {
@@ -174,7 +174,7 @@ type call struct {
 	header       http.Header
 }
 
-func (s *server) do(t *testing.T, c call) reply {
+func (s *server) do(t testing.TB, c call) reply {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), c.method, s.url+c.path, strings.NewReader(c.body))
 	if err != nil {
