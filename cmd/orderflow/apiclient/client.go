@@ -102,6 +102,16 @@ func (c *Client) Cancel(ctx context.Context, id string) (Order, error) {
 	return decodeOrder(answer.body)
 }
 
+// Timeline reads what happened to an order, as far as the api knows.
+func (c *Client) Timeline(ctx context.Context, id string) (Timeline, error) {
+	answer, err := c.do(ctx, http.MethodGet, "/v1/orders/"+url.PathEscape(id)+"/timeline", nil, nil)
+	if err != nil {
+		return Timeline{}, err
+	}
+	var t Timeline
+	return t, decode(answer.body, &t, "a timeline")
+}
+
 // Products reads the catalog.
 func (c *Client) Products(ctx context.Context) ([]Product, error) {
 	answer, err := c.do(ctx, http.MethodGet, "/v1/products", nil, nil)

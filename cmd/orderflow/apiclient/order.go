@@ -114,3 +114,19 @@ func decodeProducts(body []byte) ([]Product, error) {
 	}
 	return doc.Products, decode(body, &doc, "the catalog")
 }
+
+// Timeline is what the api knows of an order's way.
+type Timeline struct {
+	OrderID string  `json:"order_id"`
+	UserID  string  `json:"user_id"`
+	Status  string  `json:"status"`
+	Entries []Entry `json:"entries"`
+}
+
+// Entry is one event of a [Timeline].
+type Entry struct {
+	At     time.Time `json:"at"`
+	Source string    `json:"source"`
+	What   string    `json:"what"`
+	Detail string    `json:"detail"`
+}

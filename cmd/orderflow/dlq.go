@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/event"
+)
+
+// schemaOf names the schema whose inbox a consumer group keeps its parked messages in.
+var schemaOf = map[string]string{event.GroupOrder: "orders", event.GroupEmail: "email", event.GroupWarehouse: "warehouse"}
+
+func newDLQ() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "dlq",
+		Short: "Inspect and resolve parked messages",
+		Long: `A message that a consumer group cannot handle is parked: put aside with its reason, and later messages of its key wait
+behind it. A parked message is held (it will be tried again), dead (given up until a person acts) or waiting (behind
+another of its key).
+
+Messages are named GROUP/NUMBER, such as email/12.`,
+	}
+	cmd.AddCommand(newDLQList(), newDLQShow(), newDLQReplay(), newDLQDiscard())
+	return cmd
+}
+
+// parkedDoc is a parked message as JSON shows it.
+type parkedDoc struct {
+	ID            string      `json:"id"`
+	Group         string      `json:"group"`
+	State         string      `json:"state"`
+	Class         string      `json:"class,omitempty"`
+	Error         string      `json:"error,omitempty"`
+	Attempts      int         `json:"attempts"`
+	Topic         string      `json:"topic"`
+	Partition     int32       `json:"partition"`
+	Offset        int64       `json:"offset"`
+	Key           string      `json:"key"`
+	MessageID     string      `json:"message_id"`
+	Type          string      `json:"type"`
+	ParkedAt      time.Time   `json:"parked_at"`
+	FirstFailedAt *time.Time  `json:"first_failed_at,omitempty"`
+	LastFailedAt  *time.Time  `json:"last_failed_at,omitempty"`
+	NextTryAt     *time.Time  `json:"next_try_at,omitempty"`
+	Headers       [][2]string `json:"headers,omitempty"`
+	Payload       string      `json:"payload,omitempty"`
+}
+
+func newParkedDoc(p inbox.Parked) parkedDoc {
+	optional := func(t time.Time) *time.Time {
+		if t.IsZero() {
+			return nil
+		}
+		return &t
+	}
+	return parkedDoc{
+		ID: parkedName(p), Group: p.Group, State: p.State, Class: p.Class, Error: p.Error, Attempts: p.Attempts,
+		Topic: p.Topic, Partition: p.Partition, Offset: p.Offset, Key: p.Key, MessageID: p.EventID.String(), Type: p.Type,
+		ParkedAt: p.ParkedAt, FirstFailedAt: optional(p.FirstFailedAt), LastFailedAt: optional(p.LastFailedAt), NextTryAt: optional(p.NextTryAt),
+	}
+}
+
+func parkedName(p inbox.Parked) string { return p.Group + "/" + strconv.FormatInt(p.ID, 10) }
+
+func addParkedFilter(cmd *cobra.Command) {
+	cmd.Flags().String("group", "", "only this consumer group: order, email or warehouse")
+	cmd.Flags().String("key", "", "only messages with this key (the user's id)")
+	cmd.Flags().String("type", "", "only messages of this type, such as order.placed.v1")
+	cmd.Flags().String("class", "", "only failures of this class, such as undecodable")
+}
+
+func newDLQList() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List parked messages",
+		Example: `  orderflow dlq list
+  orderflow dlq list --group email --state dead -o jsonl`,
+		Args: cobra.NoArgs,
+		RunE: listParked,
+	}
+	addParkedFilter(cmd)
+	cmd.Flags().String("state", "", "only messages in this state: dead, held or waiting")
+	addDatabaseFlag(cmd)
+	addOutputFlag(cmd)
+	return cmd
+}
+
+func listParked(cmd *cobra.Command, _ []string) error {
+	out, err := newOutput(cmd)
+	if err != nil {
+		return err
+	}
+	state := stringFlag(cmd, "state")
+	if state != "" && !slices.Contains([]string{inbox.StateDead, inbox.StateHeld, inbox.StateWaiting}, state) {
+		return usage("use dead, held or waiting", "unknown state %q", state)
+	}
+	url, err := ownerURL(cmd)
+	if err != nil {
+		return err
+	}
+	found, err := findParked(cmd, url, state)
+	if err != nil {
+		return err
+	}
+	return printParked(out, found)
+}
+
+// findParked returns the parked messages of all groups that the flags select.
+func findParked(cmd *cobra.Command, url, state string) ([]inbox.Parked, error) {
+	groups, err := chosenGroups(cmd)
+	if err != nil {
+		return nil, err
+	}
+	var found []inbox.Parked
+	for _, group := range groups {
+		filter := inbox.Filter{Group: group, Key: stringFlag(cmd, "key"), Type: stringFlag(cmd, "type"), Class: stringFlag(cmd, "class"), State: state}
+		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
+			for {
+				page, err := inbox.ListParked(cmd.Context(), pool, filter)
+				if err != nil || len(page) == 0 {
+					return err
+				}
+				found = append(found, page...)
+				filter.AfterID = page[len(page)-1].ID
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+func chosenGroups(cmd *cobra.Command) ([]string, error) {
+	group := stringFlag(cmd, "group")
+	if group == "" {
+		return event.Groups(), nil
+	}
+	if schemaOf[group] == "" {
+		return nil, usage("use "+strings.Join(event.Groups(), ", "), "unknown consumer group %q", group)
+	}
+	return []string{group}, nil
+}
+
+func withGroup(ctx context.Context, url, group string, f func(*pgxpool.Pool) error) error {
+	pool, err := openSchema(ctx, url, schemaOf[group])
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	return f(pool)
+}
+
+func printParked(out *output, found []inbox.Parked) error {
+	var docs []parkedDoc
+	t := &table{header: []string{"ID", "STATE", "CLASS", "TRIES", "TYPE", "KEY", "PARKED", "ERROR"}, empty: "nothing is parked"}
+	for _, p := range found {
+		docs = append(docs, newParkedDoc(p))
+		t.add(parkedName(p), parkedState(p.State), p.Class, p.Attempts, p.Type, p.Key, localTime(p.ParkedAt), firstLine(p.Error, 80))
+	}
+	return list(out, docs, t)
+}
+
+func parkedState(state string) cell {
+	if state == inbox.StateDead {
+		return cell{state, "bad"}
+	}
+	return cell{state, "warn"}
+}
+
+// firstLine shortens text for a table.
+func firstLine(s string, most int) string {
+	s, _, _ = strings.Cut(s, "\n")
+	if runes := []rune(s); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	return s
+}
+
+func newDLQShow() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "show GROUP/NUMBER",
+		Short:   "Show one parked message with its headers and payload",
+		Example: "  orderflow dlq show email/12",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			out, err := newOutput(cmd)
+			if err != nil {
+				return err
+			}
+			p, err := loadParked(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			return showParked(out, p)
+		},
+	}
+	addDatabaseFlag(cmd)
+	addOutputFlag(cmd)
+	return cmd
+}
+
+func loadParked(cmd *cobra.Command, name string) (p inbox.Parked, err error) {
+	group, id, err := parseParkedName(name)
+	if err != nil {
+		return p, err
+	}
+	url, err := ownerURL(cmd)
+	if err != nil {
+		return p, err
+	}
+	err = withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
+		p, err = inbox.ShowParked(cmd.Context(), pool, id)
+		return err
+	})
+	return p, parkedError(err, name)
+}
+
+func parseParkedName(name string) (group string, id int64, err error) {
+	group, number, _ := strings.Cut(name, "/")
+	id, err = strconv.ParseInt(number, 10, 64)
+	if err != nil || schemaOf[group] == "" {
+		return "", 0, usage("`orderflow dlq list` shows the names", "%q is not the name of a parked message, such as email/12", name)
+	}
+	return group, id, nil
+}
+
+func parkedError(err error, name string) error {
+	if errors.Is(err, inbox.ErrNotFound) {
+		return fail(exitNotFound, "`orderflow dlq list` shows what is parked now", "there is no parked message %s", name)
+	}
+	return err
+}
+
+func showParked(out *output, p inbox.Parked) error {
+	doc := newParkedDoc(p)
+	doc.Payload = string(p.Payload)
+	t := &table{}
+	row := func(name string, value any) { t.add(cell{name, "dim"}, value) }
+	row("id", doc.ID)
+	row("state", parkedState(p.State))
+	if p.Class != "" {
+		row("failure", p.Class+": "+p.Error)
+	}
+	row("tries", p.Attempts)
+	row("type", p.Type)
+	row("key", p.Key)
+	row("message id", doc.MessageID)
+	row("record", fmt.Sprintf("%s, partition %d, offset %d", p.Topic, p.Partition, p.Offset))
+	row("parked", localTime(p.ParkedAt))
+	row("last failed", localTime(p.LastFailedAt))
+	row("next try", localTime(p.NextTryAt))
+	for _, h := range p.Headers {
+		doc.Headers = append(doc.Headers, [2]string{h.Key, string(h.Value)})
+		row("header", h.Key+": "+string(h.Value))
+	}
+	if err := one(out, doc, t); err != nil || out.format != "table" {
+		return err
+	}
+	_, err := fmt.Fprintf(out.w, "\n%s\n", readable(p.Payload))
+	return err
+}

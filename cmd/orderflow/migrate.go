@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/internal/config"
+	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/kafka"
+	"github.com/orderflow-dev/orderflow/migrations"
+)
+
+func newMigrate() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Bring Postgres and Kafka to what this version needs",
+		Long: `Creates roles, schemas and tables in Postgres and the topics in Kafka. It can be run again at any time, also by several
+processes at once, and does nothing when there is nothing to do. It refuses a database that a newer version has migrated,
+and topics whose partition count has changed.
+
+The Postgres URL is the owner's, who may create roles and schemas, over a direct connection (no pooler in transaction
+mode). The services log in as the roles orders, email and warehouse, the relay as orders_relay, email_relay and
+warehouse_relay.`,
+		Example: `  orderflow migrate --database-url postgres://owner@db/orderflow --role-password "$PW" --kafka broker-1:9092
+  orderflow migrate status --database-url postgres://owner@db/orderflow --kafka broker-1:9092`,
+		Args: cobra.NoArgs,
+		RunE: migrate,
+	}
+	addMigrateFlags(cmd)
+	addLogFlags(cmd)
+	cmd.Flags().String("role-password", "", "password for the services' roles; empty keeps those that exist")
+	cmd.Flags().StringSlice("schemas", nil, "schemas to migrate, for services with databases of their own (default: all)")
+	cmd.Flags().Int("replication", 0, "copies of each topic (default: 3, or the number of brokers when there are fewer)")
+	cmd.Flags().Duration("wait", 30*time.Second, "how long to wait for brokers that are not there yet")
+	cmd.Flags().Bool("dev", false, "give the roles the public development password")
+	cmd.AddCommand(newMigrateStatus())
+	return cmd
+}
+
+func addMigrateFlags(cmd *cobra.Command) {
+	cmd.Flags().String("database-url", "", "the owner's Postgres URL; empty leaves Postgres alone")
+	cmd.Flags().StringSlice("kafka", nil, "brokers as host:port; empty leaves Kafka alone")
+}
+
+func migrateTargets(cmd *cobra.Command) (database string, brokers []string, err error) {
+	database = stringFlag(cmd, "database-url")
+	if brokers, err = cmd.Flags().GetStringSlice("kafka"); err != nil {
+		return "", nil, err
+	}
+	var check config.Check
+	if database == "" && len(brokers) == 0 {
+		check.Add("--database-url, --kafka or both are required")
+	}
+	if database != "" {
+		check.URL("database-url", database, "postgres", "postgresql")
+	}
+	if len(brokers) > 0 {
+		check.Addresses("kafka", brokers)
+	}
+	return database, brokers, invalid(cmd, check.Err())
+}
+
+func migrate(cmd *cobra.Command, _ []string) error {
+	ctx := cmd.Context()
+	database, brokers, err := migrateTargets(cmd)
+	if err != nil {
+		return err
+	}
+	f := cmd.Flags()
+	if database != "" {
+		password := stringFlag(cmd, "role-password")
+		if development, _ := f.GetBool("dev"); development && password == "" {
+			password = migrations.DevRolePassword
+		} else if password == migrations.DevRolePassword && !development {
+			return usage("--dev says that this is a development system", "--role-password is the public development password")
+		}
+		chosen, _ := f.GetStringSlice("schemas")
+		log, err := newLogger(cmd)
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		if err := migrations.Up(ctx, database, migrations.Options{RolePassword: password, Schemas: chosen, Log: log}); err != nil {
+			return err
+		}
+		cmd.PrintErrf("postgres is up to date (%.2f s)\n", time.Since(began).Seconds())
+	}
+	if len(brokers) > 0 {
+		replication, _ := f.GetInt("replication")
+		patience, _ := f.GetDuration("wait")
+		began := time.Now()
+		if err := kafka.EnsureTopics(ctx, brokers, kafka.TopicOptions{Replication: replication, Wait: patience}); err != nil {
+			return err
+		}
+		cmd.PrintErrf("kafka has all %d topics with %d partitions (%.2f s)\n", len(event.Topics()), event.Partitions, time.Since(began).Seconds())
+	}
+	return nil
+}
+
+type statusDoc struct {
+	Schemas []migrations.SchemaStatus `json:"schemas,omitempty"`
+	Topics  string                    `json:"topics,omitempty"` // "ok", or what is wrong
+}
+
+func newMigrateStatus() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what migrate would do",
+		Long: `Shows where each schema stands and whether the topics are as they must be. It changes nothing. The exit code is 7 when
+there is something to do.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out, err := newOutput(cmd)
+			if err != nil {
+				return err
+			}
+			database, brokers, err := migrateTargets(cmd)
+			if err != nil {
+				return err
+			}
+			return migrateStatus(cmd.Context(), out, database, brokers)
+		},
+	}
+	addMigrateFlags(cmd)
+	addOutputFlag(cmd)
+	return cmd
+}
+
+func migrateStatus(ctx context.Context, out *output, database string, brokers []string) error {
+	var doc statusDoc
+	var err error
+	pending := false
+	t := &table{header: []string{"WHAT", "PART", "VERSION", "LATEST", "STATE"}}
+	if database != "" {
+		if doc.Schemas, err = migrations.Status(ctx, database); err != nil {
+			return err
+		}
+	}
+	for _, s := range doc.Schemas {
+		state := cell{"up to date", "good"}
+		if s.Pending() {
+			pending, state = true, cell{"pending", "warn"}
+		} else if s.Version > s.Latest {
+			pending, state = true, cell{"newer than this program", "bad"}
+		}
+		t.add("schema "+s.Schema, s.Part, s.Version, s.Latest, state)
+	}
+	if len(brokers) > 0 {
+		doc.Topics = "ok"
+		state := cell{"ok", "good"}
+		if err := checkTopics(ctx, brokers); errors.Is(err, kafka.ErrUnreachable) {
+			return err
+		} else if err != nil {
+			pending, doc.Topics, state = true, err.Error(), cell{err.Error(), "warn"}
+		}
+		t.add("topics", "", "", "", state)
+	}
+	if err := one(out, doc, t); err != nil {
+		return err
+	}
+	if pending {
+		return fail(exitCheckFailed, "run `orderflow migrate`", "not everything is up to date")
+	}
+	return nil
+}
+
+func checkTopics(ctx context.Context, brokers []string) error {
+	client, err := kgo.NewClient(kafka.Options(brokers, nil)...)
+	if err != nil {
+		return fmt.Errorf("set up the Kafka client: %w", err)
+	}
+	defer client.Close()
+	if err := kafka.Ping(ctx, client, brokers); err != nil {
+		return err
+	}
+	return kafka.CheckTopics(ctx, client)
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/internal/config"
+	"github.com/orderflow-dev/orderflow/internal/kafka"
+	"github.com/orderflow-dev/orderflow/internal/postgres"
+	"github.com/orderflow-dev/orderflow/internal/telemetry"
+	"github.com/orderflow-dev/orderflow/migrations"
+	"github.com/orderflow-dev/orderflow/services/api"
+)
+
+// What the commands that run one service have in common.
+
+func addServeFlags(cmd *cobra.Command, opsAddr string) {
+	f := cmd.Flags()
+	if opsAddr != "" {
+		f.String("ops-addr", opsAddr, "where /healthz, /readyz and /metrics are served; empty: nowhere")
+	}
+	f.Bool("dev", false, "allow what only development may use: the embedded broker, the public passwords and keys")
+	addLogFlags(cmd)
+}
+
+func addLogFlags(cmd *cobra.Command) {
+	cmd.Flags().String("log-level", "info", "what to log: debug, info, warn or error")
+	cmd.Flags().String("log-format", "json", "how to log: json or text")
+}
+
+// newLogger returns the service's log, on stderr. The flags are checked before.
+func newLogger(cmd *cobra.Command) (*slog.Logger, error) {
+	log, err := telemetry.NewLog(cmd.ErrOrStderr(), telemetry.LogOptions{
+		Level: stringFlag(cmd, "log-level"), Format: stringFlag(cmd, "log-format"),
+	})
+	if err != nil {
+		return nil, usage("see `"+cmd.CommandPath()+" --help`", "%w", err)
+	}
+	return log.With("service", cmd.Name()), nil
+}
+
+// needs is what a service depends on, by flag.
+type needs struct {
+	databases map[string]string // flag → URL
+	brokers   []string
+}
+
+// serve checks the configuration, refuses what only development may use, and runs the service until a signal ends it.
+func serve(cmd *cobra.Command, n needs, check *config.Check, run func(context.Context, *slog.Logger) error) error {
+	if f := cmd.Flags().Lookup("ops-addr"); f != nil && f.Value.String() != "" {
+		check.Address("ops-addr", f.Value.String())
+	}
+	development, _ := cmd.Flags().GetBool("dev")
+	for flag, database := range n.databases {
+		check.URL(flag, database, "postgres", "postgresql")
+		if u, err := url.Parse(database); err == nil && !development {
+			if password, _ := u.User.Password(); password == migrations.DevRolePassword {
+				check.Add("--%s has the public development password; give the role one of its own (`orderflow migrate --role-password`), or say --dev", flag)
+			}
+		}
+	}
+	if n.brokers != nil {
+		check.Addresses("kafka", n.brokers)
+	}
+	if err := invalid(cmd, check.Err()); err != nil {
+		return err
+	}
+	log, err := newLogger(cmd)
+	if err != nil {
+		return err
+	}
+	if !development && n.brokers != nil {
+		if err := refuseEmbeddedBroker(cmd.Context(), n.brokers); err != nil {
+			return err
+		}
+	}
+	log.Info("service starts", "version", buildVersion().Version, "pid", os.Getpid())
+	if err := run(cmd.Context(), log); err != nil {
+		return err
+	}
+	log.Info("service stopped")
+	return nil
+}
+
+// refuseEmbeddedBroker fails when the brokers are the one inside an `orderflow dev`: it is one node without copies.
+func refuseEmbeddedBroker(ctx context.Context, brokers []string) error {
+	client, err := kgo.NewClient(kafka.Options(brokers, nil)...)
+	if err != nil {
+		return fmt.Errorf("set up the Kafka client: %w", err)
+	}
+	defer client.Close()
+	if err := kafka.Ping(ctx, client, brokers); err != nil {
+		return err
+	}
+	meta, err := kadm.NewClient(client).BrokerMetadata(ctx)
+	if err != nil {
+		return fmt.Errorf("ask Kafka for its cluster id: %w", err)
+	}
+	if strings.HasPrefix(meta.Cluster, "kfake") {
+		return usage("--dev says that this is a development system", "--kafka leads to the embedded broker of an orderflow dev, which keeps no copies")
+	}
+	return nil
+}
+
+// refuseDevKey fails when the api would accept the key that everybody knows.
+func refuseDevKey(ctx context.Context, databaseURL string) error {
+	pool, err := postgres.Open(ctx, databaseURL, postgres.Options{ApplicationName: "api", MaxConns: 1})
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	hash := sha256.Sum256([]byte(api.DevKey))
+	var known bool
+	if err := pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM api_keys WHERE hash = $1 AND revoked_at IS NULL)`, hash[:]).Scan(&known); err != nil {
+		return fmt.Errorf("look for the development key: %w", err)
+	}
+	if known {
+		return usage("revoke it: UPDATE orders.api_keys SET revoked_at = now() WHERE name = 'orderflow dev'; or say --dev",
+			"this database accepts the public development api key")
+	}
+	return nil
+}
