@@ -1,0 +1,136 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
+	"github.com/orderflow-dev/orderflow/internal/localpg"
+	"github.com/orderflow-dev/orderflow/internal/order"
+	"github.com/orderflow-dev/orderflow/test/system"
+)
+
+const (
+	rolePassword = "e2e-role-password"
+	apiKey       = "e2e-api-key-of-a-service"
+)
+
+// Each service is a process of its own that needs nothing but its flags.
+func TestEachServiceRunsAsItsOwnProcess(t *testing.T) {
+	t.Parallel()
+	owner := startPostgres(t)
+	broker := kafkatest.NewWith(t, []kfake.Opt{kfake.ClusterID("e2e")})
+	kafka := broker.Addrs[0]
+	binary.MustRun(t, "migrate", "--database-url", owner, "--role-password", rolePassword, "--kafka", kafka)
+	db := system.OpenDB(t, owner)
+	seed(t, db)
+
+	role := func(name string) string {
+		config := db.Config().ConnConfig
+		return fmt.Sprintf("postgres://%s:%s@%s:%d/%s", name, rolePassword, config.Host, config.Port, config.Database)
+	}
+	apiAddr, sandboxAddr, smtpAddr := freeAddr(t), freeAddr(t), freeAddr(t)
+	ops := map[string]string{}
+	start := func(name string, args ...string) *system.Process {
+		addr := freeAddr(t)
+		ops[name] = addr
+		return binary.Start(t, append(args, "--ops-addr", addr)...)
+	}
+	binary.Start(t, "sandbox", "--addr", sandboxAddr, "--smtp-addr", smtpAddr, "--sandbox-dir", t.TempDir())
+	start("api", "api", "--addr", apiAddr, "--database-url", role("orders"))
+	relay := []string{
+		"relay", "--kafka", kafka, "--orders-database-url", role("orders_relay"),
+		"--email-database-url", role("email_relay"), "--warehouse-database-url", role("warehouse_relay"),
+	}
+	leader := start("relay 1", relay...)
+	start("relay 2", relay...)
+	start("order", "order", "--database-url", role("orders"), "--kafka", kafka, "--payment-url", "http://"+sandboxAddr)
+	start("email", "email", "--database-url", role("email"), "--kafka", kafka, "--smtp-addr", smtpAddr)
+	start("warehouse", "warehouse", "--database-url", role("warehouse"), "--kafka", kafka)
+	for name, addr := range ops {
+		system.Eventually(t, decided, name+" is ready", func() error { return ready(t, addr) })
+	}
+
+	d := &system.Dev{
+		Client: system.NewClient("http://"+apiAddr, apiKey, "http://"+sandboxAddr), DB: db,
+		Ready: system.Ready{Kafka: kafka},
+	}
+	t.Cleanup(d.Close)
+	goesThrough := func(method, status string, outside ...string) {
+		t.Helper()
+		placed := d.Place(t, system.OrderOf(system.NewUser(), method))
+		d.AwaitStatus(t, placed.ID, decided, status)
+		d.AwaitOutside(t, placed.ID, outside...)
+	}
+	goesThrough("pm_ok", "shipped", "charge 2750", "mail confirmation", "mail shipped")
+	goesThrough("pm_declined", "payment_failed", "mail failure")
+	// One of the two relays led so far, maybe this one.
+	leader.Kill(t)
+	goesThrough("pm_ok", "shipped", "charge 2750", "mail confirmation", "mail shipped")
+	finish(t, d)
+}
+
+func startPostgres(t *testing.T) (ownerURL string) {
+	t.Helper()
+	options := localpg.Options{DataDir: filepath.Join(system.DataDir(t), "postgres"), NoFsync: true}
+	if cache, err := os.UserCacheDir(); err == nil {
+		options.InitCache = filepath.Join(cache, "orderflow", "pgtest")
+	}
+	server, err := localpg.Start(t.Context(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(t.Context()); err != nil { // the context has ended: an immediate shutdown
+			t.Error(err)
+		}
+	})
+	return server.URL("postgres")
+}
+
+// seed adds the catalog and an api key, which only the owner may.
+func seed(t *testing.T, db *pgxpool.Pool) {
+	t.Helper()
+	if err := order.SeedCatalog(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	hash := sha256.Sum256([]byte(apiKey))
+	_, err := db.Exec(t.Context(), `INSERT INTO orders.api_keys (hash, role, name) VALUES ($1, 'service', 'e2e')`, hash[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func ready(t *testing.T, addr string) error {
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("/readyz says %d", resp.StatusCode)
+	}
+	return nil
+}
