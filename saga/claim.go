@@ -18,9 +18,13 @@ type task struct {
 	ev    *event
 	until time.Time // this process's clock: when the lease may end
 	solo  bool      // runs in a transaction of its own
-	tries int       // infrastructure failures in a row
-	skips int       // times that somebody else held the lane's row
+	// suspect: engines died at it. It runs while no other suspect does, and is counted before it runs.
+	suspect bool
+	tries   int // infrastructure failures in a row
 }
+
+// suspectFrom is how many engines must have died while they held an instance to make it a suspect.
+const suspectFrom = 2
 
 // claimed is what one look for work brought.
 type claimed struct {
@@ -184,14 +188,16 @@ func (e *Engine) tasks(ctx context.Context, c *claimed, at time.Time) ([]*task, 
 	for _, s := range heads {
 		delete(idle, s.in.Lane)
 		if c.crashed[s.in.Lane] {
-			s.crashes++
+			s.crashes = max(s.crashes, min(s.crashes+1, suspectFrom))
 			crashed = append(crashed, s.in.ID)
 		}
 		tasks = append(tasks, e.newTask(s, c.byLane[s.in.Lane], at, c.crashed[s.in.Lane]))
 	}
 	if len(crashed) > 0 {
+		// Everything that the engine held may have killed it, and most of it did not: being there makes a suspect, no
+		// more. Only running alone counts on.
 		if _, err := e.pool.Exec(ctx, `
-			UPDATE saga_instances SET crashes = crashes + 1 WHERE id = ANY($1)`, crashed); err != nil {
+			UPDATE saga_instances SET crashes = crashes + 1 WHERE id = ANY($1) AND crashes < $2`, crashed, suspectFrom); err != nil {
 			return nil, fmt.Errorf("count crashes: %w", err)
 		}
 	}
@@ -206,7 +212,7 @@ func (e *Engine) tasks(ctx context.Context, c *claimed, at time.Time) ([]*task, 
 }
 
 func (e *Engine) newTask(s *state, c claim, at time.Time, crashed bool) *task {
-	t := &task{claim: c, s: s, until: at.Add(e.opts.Lease), solo: s.crashes >= 2}
+	t := &task{claim: c, s: s, until: at.Add(e.opts.Lease), suspect: s.crashes >= suspectFrom}
 	k := entryKey{s.step, false}
 	en, ok := s.journal[k]
 	if ok && en.answer != nil {
@@ -221,6 +227,15 @@ func (e *Engine) newTask(s *state, c claim, at time.Time, crashed bool) *task {
 		s.journal[k] = en
 	}
 	return t
+}
+
+// countRun says that a suspect is about to run, so that its engine's death is its own.
+func (e *Engine) countRun(ctx context.Context, id uuid.UUID, by int) error {
+	_, err := e.pool.Exec(ctx, `UPDATE saga_instances SET crashes = greatest(crashes + $2, 0) WHERE id = $1`, id, by)
+	if err != nil {
+		return fmt.Errorf("count the run of a suspect: %w", err)
+	}
+	return nil
 }
 
 // giveBack lets lanes go at once: those without an instance until one is started, the others for any engine.

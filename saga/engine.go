@@ -17,6 +17,7 @@ const (
 	defaultKeyWindow = 23 * time.Hour
 	defaultLease     = 5 * time.Second
 	sweepEvery       = time.Second
+	lastWrites       = 5 * time.Second // for the outcomes of calls that were cut off
 )
 
 // EngineOptions tune an [Engine]. The zero value is right for most.
@@ -44,7 +45,8 @@ type EngineOptions struct {
 	MaxAttempts int
 	// MaxUndoAttempts is how many failures of one compensation make an instance stuck. Default 20.
 	MaxUndoAttempts int
-	// MaxCrashes is how many engines may die at an instance before it is stuck. From the third on it runs alone. Default 12.
+	// MaxCrashes is how many engines may die at an instance before it is stuck. After two it runs while no other such
+	// instance does, so that it does not take them down with it for ever. Default 12.
 	MaxCrashes int
 	// Grace is how long Run waits, when its context ends, for calls that are under way. Default 5 s.
 	Grace time.Duration
@@ -108,56 +110,82 @@ func (e *Engine) Kick() {
 // [EngineOptions.Grace] to end, and what they said is recorded; lanes are given back, so that another engine goes on at
 // once. Run may be called again after it has returned, not while it runs.
 func (e *Engine) Run(ctx context.Context) error {
-	if err := e.checkVersions(ctx); err != nil {
+	for attempt := 1; ; attempt++ {
+		refusal, err := e.checkVersions(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		return err
+		if refusal != nil {
+			return refusal
+		}
+		if err == nil {
+			break
+		}
+		e.log.WarnContext(ctx, "could not check the versions, will retry", "attempt", attempt, "error", err)
+		wait(ctx, e.opts.backoff(attempt))
 	}
-	r := newRun(ctx, e)
+	alive, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	r := newRun(e, stop)
+	defer r.graceFrom(ctx)()
 	var loops errgroup.Group
 	loops.Go(func() error {
-		r.look(ctx)
+		r.look(alive, ctx.Done())
 		r.queue.drain()
 		return nil
 	})
 	for range e.opts.Workers {
 		loops.Go(func() error {
-			r.work()
+			r.work(alive)
 			return nil
 		})
 	}
-	// After the grace, calls are cut off: what they did is unknown, and is recorded so. A database that does not take
-	// that either is left behind.
-	stop := context.AfterFunc(ctx, func() {
-		cut := time.AfterFunc(e.opts.Grace, r.cutCalls)
-		end := time.AfterFunc(2*e.opts.Grace, func() { r.kill(errors.New("the database did not take the last outcomes")) })
-		<-r.done
-		cut.Stop()
-		end.Stop()
-	})
-	defer stop()
 	_ = loops.Wait()
 	r.calls.Wait()
-	close(r.done)
-	return r.finish()
+	return r.finish(alive)
+}
+
+// wait returns after d, or when ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// graceFrom cuts calls off when the grace is over: what they did is then unknown, and recorded so. A database that does
+// not take that either is left behind.
+func (r *run) graceFrom(ctx context.Context) (end func()) {
+	stop := context.AfterFunc(ctx, func() {
+		cut := time.AfterFunc(r.opts.Grace, r.cutCalls)
+		leave := time.AfterFunc(r.opts.Grace+lastWrites, func() { r.kill(errors.New("the database did not take the last outcomes")) })
+		<-r.done
+		cut.Stop()
+		leave.Stop()
+	})
+	return func() {
+		stop()
+		close(r.done)
+	}
 }
 
 // checkVersions refuses to run without the code of an older version that instances still need. A newer version is left
 // to the engines that have it.
-func (e *Engine) checkVersions(ctx context.Context) error {
+func (e *Engine) checkVersions(ctx context.Context) (refusal, err error) {
 	newest := map[string]int{}
 	for k := range e.defs {
 		newest[k.name] = max(newest[k.name], k.version)
 	}
 	live, err := liveVersions(ctx, e.pool)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for k, n := range live {
 		if e.defs[k] == nil && newest[k.name] > k.version {
-			return fmt.Errorf("saga engine: %d instances of %q version %d are live and its code is gone; put it back until they have ended", n, k.name, k.version)
+			return fmt.Errorf("saga engine: %d instances of %q version %d are live and its code is gone; put it back until they have ended", n, k.name, k.version), nil
 		}
 	}
-	return nil
+	return nil, nil
 }

@@ -162,11 +162,10 @@ func (b *batch) laneAt(u *unit) (at time.Time, keep, written bool) {
 		return at, false, false
 	}
 	s := u.s
-	switch u.act {
-	case actSend, actAsk, actUndoSend:
-		lease := max(b.opts.Lease, 2*s.spec().timeout)
-		return b.now.Add(lease), true, true
-	case actWait:
+	if u.act.remote() {
+		return b.now.Add(max(b.opts.Lease, 2*s.spec().timeout)), true, true
+	}
+	if u.act == actWait {
 		return b.wakeAt(s), false, true
 	}
 	return at, false, true // parked, or finished
@@ -174,10 +173,10 @@ func (b *batch) laneAt(u *unit) (at time.Time, keep, written bool) {
 
 func (b *batch) wakeAt(s *state) time.Time {
 	pause := s.pause
-	switch {
-	case s.in.State == InDoubt:
+	if s.in.State == InDoubt {
 		pause = b.opts.InDoubtEvery
-	case s.in.State == StuckState:
+	}
+	if s.in.State == StuckState {
 		pause = noCodeEvery
 	}
 	at := b.now.Add(pause)
@@ -192,18 +191,18 @@ func (b *batch) wakeAt(s *state) time.Time {
 func (b *batch) dispatch(ctx context.Context) {
 	for _, u := range b.units {
 		t := u.t
-		t.s, t.ev, t.tries, t.skips = u.s, nil, 0, 0
+		t.s, t.ev, t.tries = u.s, nil, 0
+		t.suspect = false
 		if u.again {
-			if u.act == actSend || u.act == actAsk || u.act == actUndoSend {
+			if u.act.remote() {
 				b.queue.waitSlot(t)
 			} else {
 				b.queue.push(t)
 			}
 			continue
 		}
-		switch u.act {
-		case actSend, actAsk, actUndoSend:
-			b.startCall(t, u.act, u.from)
+		if u.act.remote() {
+			b.startCall(ctx, t, u.act, u.from)
 			continue
 		}
 		b.queue.drop(t)
@@ -212,14 +211,16 @@ func (b *batch) dispatch(ctx context.Context) {
 			b.Kick() // the next instance of the lane
 		}
 	}
-	for _, t := range b.locked {
-		t.skips++
-	}
 	if len(b.locked) > 0 {
-		b.queue.pushLater(jitter(5*time.Millisecond), b.locked...)
+		locked := b.locked
+		b.queue.after(jitter(5*time.Millisecond), func() {
+			for _, t := range b.queue.push(locked...) {
+				b.lost(ctx, t)
+			}
+		})
 	}
 	for _, t := range b.fenced {
-		b.lost(t)
+		b.lost(ctx, t)
 	}
 }
 
@@ -229,7 +230,7 @@ func (b *batch) report(ctx context.Context, u *unit) {
 	log := b.log.With("saga_id", s.in.ID, "definition", s.in.Definition, "step", s.in.Step, "attempt", s.in.Attempt)
 	switch {
 	case u.act == actFinish:
-		b.metrics.finished(s)
+		b.metrics.finished(ctx, s)
 		log.DebugContext(ctx, "saga finished", "state", s.in.State, "reason", s.in.Failure.Reason)
 	case s.in.State == StuckState:
 		log.ErrorContext(ctx, "saga is stuck", "reason", s.stuckFor, "error", s.in.Error)

@@ -3,6 +3,7 @@ package saga_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 	"github.com/orderflow-dev/orderflow/saga"
 )
 
-const deadline = 20 * time.Second
+const deadline = 30 * time.Second
 
 func newTrip(lane string) saga.NewInstance {
 	return saga.NewInstance{ID: uuid.Must(uuid.NewV7()), Lane: lane, Definition: "trip", Version: 1, Data: map[string]int{"seats": 1}}
@@ -32,7 +33,7 @@ func inTx(t testing.TB, pool *pgxpool.Pool, f func(tx pgx.Tx) error) {
 }
 
 // engine runs an engine until the test ends or stop is called.
-func engine(t testing.TB, pool *pgxpool.Pool, opts saga.EngineOptions, defs ...*saga.Definition) (e *saga.Engine, stop func()) {
+func engine(t testing.TB, pool *pgxpool.Pool, opts saga.EngineOptions, defs ...*saga.Definition) (stop func()) {
 	t.Helper()
 	e, err := saga.NewEngine(pool, defs, opts)
 	if err != nil {
@@ -42,6 +43,7 @@ func engine(t testing.TB, pool *pgxpool.Pool, opts saga.EngineOptions, defs ...*
 	ended := make(chan error, 1)
 	go func() { ended <- e.Run(ctx) }()
 	var stopped bool
+	t.Cleanup(func() { dump(t, pool) })
 	stop = func() {
 		cancel()
 		if stopped {
@@ -53,7 +55,26 @@ func engine(t testing.TB, pool *pgxpool.Pool, opts saga.EngineOptions, defs ...*
 		}
 	}
 	t.Cleanup(stop)
-	return e, stop
+	return stop
+}
+
+// dump says what is live, for a test that waits in vain.
+func dump(t testing.TB, pool *pgxpool.Pool) {
+	t.Helper()
+	if !t.Failed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), deadline)
+	defer cancel()
+	for _, sql := range []string{
+		`SELECT format('%s %s %s attempt %s %s', lane, state, step_name, attempt, error) FROM saga_instances WHERE finished_at IS NULL ORDER BY n LIMIT 20`,
+		`SELECT format('%s pending %s in %s token %s rev %s', lane, pending, run_at - now(), token, rev) FROM saga_lanes WHERE pending > 0 LIMIT 20`,
+		`SELECT format('%s %s %s %s: %s', pid, state, wait_event, now() - xact_start, left(query, 100)) FROM pg_stat_activity WHERE datname = current_database()`,
+	} {
+		rows, _ := pool.Query(ctx, sql)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		t.Logf("%v:\n%s", err, strings.Join(lines, "\n"))
+	}
 }
 
 // until waits for a condition.

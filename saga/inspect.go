@@ -36,10 +36,10 @@ func Inspect(ctx context.Context, db Querier) (Status, error) {
 	)
 	_, err := pgx.ForEachRow(rows, []any{&state, &n, &age}, func() error {
 		st.States[state] = n
-		switch state {
-		case InDoubt:
+		if state == InDoubt {
 			st.OldestInDoubt = seconds(age)
-		case StuckState:
+		}
+		if state == StuckState {
 			st.OldestStuck = seconds(age)
 		}
 		return nil

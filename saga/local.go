@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"runtime/debug"
 	"strings"
 
@@ -42,7 +43,7 @@ func (b *batch) runLocal(ctx context.Context, units []*unit) error {
 		if err != nil {
 			return err
 		}
-		b.outcome(u, failure)
+		b.outcome(ctx, u, failure)
 	}
 	return nil
 }
@@ -99,23 +100,23 @@ func (b *batch) runTogether(ctx context.Context, units []*unit, all LocalBatchFu
 		b.log.WarnContext(ctx, "batch failed, will run one by one", "step", units[0].s.in.Step, "instances", len(units), "error", failure)
 		return nil
 	case failure != nil:
-		b.outcome(units[0], failure)
+		b.outcome(ctx, units[0], failure)
 		return nil
 	}
 	for i, u := range units {
 		if errs == nil {
-			b.outcome(u, nil)
+			b.outcome(ctx, u, nil)
 		} else {
-			b.outcome(u, errs[i])
+			b.outcome(ctx, u, errs[i])
 		}
 	}
 	return nil
 }
 
 // outcome brings what a local function returned into the draft.
-func (b *batch) outcome(u *unit, failure error) {
+func (b *batch) outcome(ctx context.Context, u *unit, failure error) {
 	s := u.s
-	b.metrics.step(s, u.act, failure)
+	b.metrics.step(ctx, s, u.act, failure)
 	var (
 		rejected *rejectedError
 		stuck    *stuckError
@@ -218,14 +219,15 @@ func infrastructure(err error) bool {
 		case "55P03", "25006", "25P03": // lock timeout, read-only after a fail-over, idle in transaction
 			return true
 		}
-		switch pgErr.Code[:2] {
+		switch pgErr.Code[:min(2, len(pgErr.Code))] {
 		case "08", "40", "53", "57", "58": // connection, rollback, resources, intervention, system
 			return true
 		}
 		return false
 	}
 	var connectErr *pgconn.ConnectError
-	return errors.As(err, &connectErr) || pgconn.SafeToRetry(err) || errors.Is(err, pgx.ErrTxClosed)
+	return errors.As(err, &connectErr) || pgconn.SafeToRetry(err) ||
+		errors.Is(err, pgx.ErrTxClosed) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // stepTx is the transaction as a step sees it.

@@ -63,7 +63,6 @@ type provider struct {
 type intent struct {
 	id                          string
 	charged, refunded, canceled bool
-	keys                        []string
 }
 
 type behaviour string
@@ -120,6 +119,7 @@ func (p *provider) confirm(key string) error {
 	}
 	in := p.intents[key]
 	switch b {
+	case yes:
 	case no:
 		return saga.Rejected("card declined")
 	case notSent:
@@ -256,7 +256,7 @@ func confirm(ctx context.Context, tx pgx.Tx, in *saga.Instance) error {
 func failed(ctx context.Context, tx pgx.Tx, in *saga.Instance, cause saga.Failure) error {
 	_, err := tx.Exec(ctx, `
 		INSERT INTO trips (saga_id, state, reason) VALUES ($1, 'failed', $2)
-		ON CONFLICT (saga_id) DO UPDATE SET state = trips.state || ', failed', reason = excluded.reason`,
+		ON CONFLICT (saga_id) DO UPDATE SET state = CASE trips.state WHEN 'paid' THEN '' ELSE trips.state || ', ' END || 'failed', reason = excluded.reason`,
 		in.ID, string(cause.Kind)+": "+cause.Reason)
 	return err
 }

@@ -67,17 +67,18 @@ func kindOf(a act) string {
 		return "query"
 	case actEnd:
 		return "end"
+	default:
+		return "do"
 	}
-	return "do"
 }
 
-func (m *metrics) step(s *state, a act, failure error) {
-	m.steps.Add(context.Background(), 1, metric.WithAttributes(
+func (m *metrics) step(ctx context.Context, s *state, a act, failure error) {
+	m.steps.Add(ctx, 1, metric.WithAttributes(
 		attribute.String("definition", s.in.Definition), attribute.String("step", s.in.Step),
 		attribute.String("kind", kindOf(a)), attribute.String("outcome", outcomeOf(failure))))
 }
 
-func (m *metrics) call(s *state, a act, ev *event) {
+func (m *metrics) call(ctx context.Context, s *state, a act, ev *event) {
 	outcome := outcomeOf(ev.err)
 	switch {
 	case a == actAsk && ev.err == nil:
@@ -85,13 +86,13 @@ func (m *metrics) call(s *state, a act, ev *event) {
 	case outcome == "failed" && a == actSend:
 		outcome = "unknown"
 	}
-	m.calls.Record(context.Background(), ev.duration.Seconds(), metric.WithAttributes(
+	m.calls.Record(ctx, ev.duration.Seconds(), metric.WithAttributes(
 		attribute.String("definition", s.in.Definition), attribute.String("step", s.in.Step),
 		attribute.String("kind", kindOf(a)), attribute.String("outcome", outcome)))
 }
 
-func (m *metrics) finished(s *state) {
-	m.ends.Add(context.Background(), 1, metric.WithAttributes(
+func (m *metrics) finished(ctx context.Context, s *state) {
+	m.ends.Add(ctx, 1, metric.WithAttributes(
 		attribute.String("definition", s.in.Definition), attribute.String("state", string(s.in.State)),
 		attribute.String("failure", string(s.in.Failure.Kind))))
 }

@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,6 +16,9 @@ type queue struct {
 	held     map[string]*task // by lane: everything claimed
 	calling  map[*task]bool   // with a call under way, or about to be
 	noSlot   []*task          // wait for a call to end
+	suspects []*task          // run one at a time, the least suspected first
+	onTrial  bool             // one of them runs
+	turn     bool             // suspects and others take turns
 	slots    int              // free calls
 	batch    int
 	draining bool // start nothing, record what comes back
@@ -54,22 +58,42 @@ func (q *queue) add(tasks []*task) {
 	for _, t := range tasks {
 		q.held[t.lane] = t
 	}
+	q.pushLocked(tasks...)
 	q.mu.Unlock()
-	q.push(tasks...)
 }
 
-// push makes tasks ready for a worker.
-func (q *queue) push(tasks ...*task) {
+// forgive takes back that an engine died at lanes which this one held itself: it was slow, and is alive.
+func (q *queue) forgive(c *claimed) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.pushLocked(tasks...)
+	for lane := range c.crashed {
+		if q.held[lane] != nil {
+			delete(c.crashed, lane)
+		}
+	}
 }
 
-func (q *queue) pushLocked(tasks ...*task) {
+// push makes tasks ready for a worker. It returns those whose lanes this engine has claimed anew meanwhile, and which
+// bring an outcome that the new task does not know.
+func (q *queue) push(tasks ...*task) (stale []*task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.pushLocked(tasks...)
+}
+
+func (q *queue) pushLocked(tasks ...*task) (stale []*task) {
 	for _, t := range tasks {
 		delete(q.calling, t)
 		// While draining only outcomes are of interest; the rest is given back at the end.
+		if q.held[t.lane] != t && t.ev != nil {
+			stale = append(stale, t)
+			continue
+		}
 		if q.dead || q.draining && t.ev == nil || q.held[t.lane] != t {
+			continue
+		}
+		if t.suspect {
+			q.suspects = append(q.suspects, t)
 			continue
 		}
 		k := t.group()
@@ -79,18 +103,20 @@ func (q *queue) pushLocked(tasks ...*task) {
 		q.groups[k] = append(q.groups[k], t)
 	}
 	q.ready.Broadcast()
+	return stale
 }
 
-// pushLater is push after a pause.
-func (q *queue) pushLater(d time.Duration, tasks ...*task) {
+// after runs f after a pause, which the end of the queue waits for unless it is dead.
+func (q *queue) after(pause time.Duration, f func()) {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.later++
-	q.mu.Unlock()
-	time.AfterFunc(d, func() {
+	time.AfterFunc(pause, func() {
+		f()
 		q.mu.Lock()
+		defer q.mu.Unlock()
 		q.later--
-		q.mu.Unlock()
-		q.push(tasks...)
+		q.ready.Broadcast()
 	})
 }
 
@@ -101,6 +127,11 @@ func (q *queue) pop() (groupKey, []*task) {
 	for {
 		if q.dead {
 			return groupKey{}, nil
+		}
+		if q.turn = !q.turn; q.turn || len(q.order) == 0 {
+			if t := q.nextSuspect(); t != nil {
+				return t.group(), []*task{t}
+			}
 		}
 		if len(q.order) > 0 {
 			break
@@ -129,12 +160,33 @@ func (q *queue) pop() (groupKey, []*task) {
 	return k, tasks
 }
 
+// nextSuspect takes a suspect if none is running.
+func (q *queue) nextSuspect() *task {
+	if q.onTrial || len(q.suspects) == 0 {
+		return nil
+	}
+	i := 0
+	for j, t := range q.suspects {
+		if t.s.crashes < q.suspects[i].s.crashes {
+			i = j
+		}
+	}
+	t := q.suspects[i]
+	q.suspects = slices.Delete(q.suspects, i, i+1)
+	q.onTrial = true
+	q.busy++
+	return t
+}
+
 // ran ends what pop began.
-func (q *queue) ran() {
+func (q *queue) ran(suspect bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.busy--
-	if q.draining {
+	if suspect {
+		q.onTrial = false
+	}
+	if q.draining || suspect {
 		q.ready.Broadcast()
 	}
 }
@@ -180,11 +232,11 @@ func (q *queue) waitSlot(t *task) {
 }
 
 // returned makes a task ready whose call has come back.
-func (q *queue) returned(t *task) {
+func (q *queue) returned(t *task) (stale []*task) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.freeSlotLocked(t)
-	q.pushLocked(t)
+	return q.pushLocked(t)
 }
 
 // freeSlot ends a call of t, or the plan of one.
@@ -237,6 +289,7 @@ func (q *queue) end(how func()) {
 		}
 		q.groups[k] = outcomes
 	}
+	q.suspects = slices.DeleteFunc(q.suspects, func(t *task) bool { return t.ev == nil || q.dead })
 	order := q.order[:0:0]
 	for _, k := range q.order {
 		if len(q.groups[k]) > 0 {

@@ -14,31 +14,33 @@ import (
 )
 
 // startCall makes the call whose intent was committed, outside any transaction.
-func (r *run) startCall(t *task, a act, from entry) {
+func (r *run) startCall(ctx context.Context, t *task, a act, from entry) {
 	r.calls.Add(1)
 	go func() {
 		defer r.calls.Done()
-		ev, err := r.call(t, a)
+		ev, err := r.call(ctx, t, a)
 		if err != nil {
 			r.kill(err)
 			return
 		}
 		ev.from = from
 		t.ev = ev
-		r.metrics.call(t.s, a, ev)
+		r.metrics.call(ctx, t.s, a, ev)
 		if errors.Is(ev.err, ErrFenced) {
 			r.queue.freeSlot(t)
-			r.lost(t)
+			r.lost(ctx, t)
 			return
 		}
-		r.queue.returned(t)
+		for range r.queue.returned(t) {
+			r.lost(ctx, t)
+		}
 	}()
 }
 
 // call runs the function with its own timeout, which neither a cancel of the saga nor its deadline cuts short.
-func (r *run) call(t *task, a act) (*event, error) {
+func (r *run) call(ctx context.Context, t *task, a act) (*event, error) {
 	spec := t.s.spec()
-	ctx, cancel := context.WithTimeout(r.outside(), spec.timeout)
+	ctx, cancel := r.callContext(ctx, t, spec.timeout)
 	defer cancel()
 	c := newCall(t.s, t.claim, a == actUndoSend)
 	c.pool = r.pool
@@ -80,9 +82,8 @@ func (r *run) call(t *task, a act) (*event, error) {
 
 // lost forgets a task whose lane another engine holds. If its call succeeded, the other engine may already have
 // compensated without knowing: it is told, so that the late success is undone.
-func (r *run) lost(t *task) {
+func (r *run) lost(ctx context.Context, t *task) {
 	r.queue.drop(t)
-	ctx := r.database()
 	r.metrics.fenced(ctx)
 	r.log.WarnContext(ctx, "lane lost to another engine", "saga_id", t.s.in.ID, "step", t.s.in.Step)
 	ev := t.ev

@@ -12,38 +12,54 @@ import (
 	"github.com/orderflow-dev/orderflow/saga/internal/crash"
 )
 
-// run is one Run of an engine.
+// run is one Run of an engine. Its methods get the context that dies with the engine, not the one given to Run, which
+// only says when to stop starting things: what was started is let end, and its outcome is recorded.
 type run struct {
 	*Engine
 	queue *queue
 	calls sync.WaitGroup
 	done  chan struct{}
+	stop  context.CancelCauseFunc
 
-	// The context given to Run says when to stop starting things. What was started ends under these: a charge is not
-	// cut off half way, and its outcome is still recorded.
-	database func() context.Context
-	outside  func() context.Context
-	cutCalls context.CancelFunc
-	kill     context.CancelCauseFunc
+	mu   sync.Mutex
+	cuts map[*task]context.CancelFunc
 }
 
-func newRun(ctx context.Context, e *Engine) *run {
-	database, killDatabase := context.WithCancelCause(context.WithoutCancel(ctx))
-	outside, cut := context.WithCancel(database)
-	r := &run{Engine: e, queue: newQueue(e.opts), done: make(chan struct{}), cutCalls: cut}
-	r.database = func() context.Context { return database }
-	r.outside = func() context.Context { return outside }
-	r.kill = func(cause error) {
-		killDatabase(cause)
-		r.queue.die()
+func newRun(e *Engine, stop context.CancelCauseFunc) *run {
+	return &run{Engine: e, queue: newQueue(e.opts), done: make(chan struct{}), stop: stop, cuts: map[*task]context.CancelFunc{}}
+}
+
+// kill ends everything at once.
+func (r *run) kill(cause error) {
+	r.stop(cause)
+	r.queue.die()
+}
+
+// cutCalls ends the calls that are under way.
+func (r *run) cutCalls() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, cut := range r.cuts {
+		cut()
 	}
-	return r
+}
+
+// callContext bounds a call by its timeout and by cutCalls.
+func (r *run) callContext(ctx context.Context, t *task, limit time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cuts[t] = cancel
+	return ctx, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.cuts, t)
+		cancel()
+	}
 }
 
 // finish gives back what is left, or reports what killed the run.
-func (r *run) finish() error {
-	ctx := r.database()
-	defer r.kill(nil)
+func (r *run) finish(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -51,7 +67,7 @@ func (r *run) finish() error {
 	if len(claims) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, r.opts.Grace)
+	ctx, cancel := context.WithTimeout(ctx, lastWrites)
 	defer cancel()
 	if err := r.giveBack(ctx, claims); err != nil {
 		r.log.WarnContext(ctx, "lanes stay leased until their lease ends", "error", err)
@@ -59,8 +75,8 @@ func (r *run) finish() error {
 	return nil
 }
 
-// look claims lanes until ctx ends.
-func (r *run) look(ctx context.Context) {
+// look claims lanes until stop ends.
+func (r *run) look(ctx context.Context, stop <-chan struct{}) {
 	var (
 		floor   time.Time
 		sweepAt time.Time
@@ -70,9 +86,9 @@ func (r *run) look(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-stop:
 			return
-		case <-r.database().Done():
+		case <-ctx.Done():
 			return
 		case <-r.kick:
 		case <-timer.C:
@@ -82,9 +98,9 @@ func (r *run) look(ctx context.Context) {
 		now := time.Now()
 		if now.After(sweepAt) {
 			floor, sweepAt = time.Time{}, now.Add(sweepEvery)
-			r.keep()
+			r.keep(ctx)
 		}
-		n, next, err := r.claimOnce(floor)
+		n, next, err := r.claimOnce(ctx, floor)
 		switch {
 		case err != nil:
 			r.log.WarnContext(ctx, "could not look for work", "error", err)
@@ -102,13 +118,12 @@ func (r *run) look(ctx context.Context) {
 }
 
 // claimOnce takes what is due, as far as there is room for it, and returns the floor of the next look.
-func (r *run) claimOnce(floor time.Time) (int, time.Time, error) {
+func (r *run) claimOnce(ctx context.Context, floor time.Time) (int, time.Time, error) {
 	limit := min(r.queue.free(r.opts.MaxLanes), r.opts.BatchSize)
 	if limit <= 0 {
 		return 0, floor, nil
 	}
 	at := time.Now()
-	ctx := r.database()
 	c, err := r.claimLanes(ctx, floor, limit)
 	if err != nil {
 		return 0, floor, err
@@ -116,6 +131,7 @@ func (r *run) claimOnce(floor time.Time) (int, time.Time, error) {
 	if len(c.lanes) == 0 {
 		return 0, floor, nil
 	}
+	r.queue.forgive(c)
 	if len(c.lanes) == limit {
 		floor = c.last
 	} else if calm := c.now.Add(-sweepEvery); calm.After(floor) {
@@ -131,7 +147,7 @@ func (r *run) claimOnce(floor time.Time) (int, time.Time, error) {
 }
 
 // keep renews leases that would end while their lanes wait for a worker or a call.
-func (r *run) keep() {
+func (r *run) keep(ctx context.Context) {
 	tasks := r.queue.waiting(time.Now().Add(r.opts.Lease / 2))
 	if len(tasks) == 0 {
 		return
@@ -141,37 +157,56 @@ func (r *run) keep() {
 		claims[i] = t.claim
 	}
 	until := time.Now().Add(r.opts.Lease)
-	if err := r.renew(r.database(), claims); err != nil {
-		r.log.WarnContext(r.database(), "could not renew leases", "error", err)
+	if err := r.renew(ctx, claims); err != nil {
+		r.log.WarnContext(ctx, "could not renew leases", "error", err)
 		return
 	}
 	r.queue.renewed(until, tasks)
 }
 
 // work runs transactions until there is nothing left to do.
-func (r *run) work() {
+func (r *run) work(ctx context.Context) {
 	for {
 		k, tasks := r.queue.pop()
 		if tasks == nil {
 			return
 		}
-		err := r.transact(tasks)
+		suspect := tasks[0].suspect
+		err := r.runGroup(ctx, tasks)
 		switch {
 		case err == nil:
 			r.queue.grow(k)
 		case errors.Is(err, crash.ErrKilled):
 			r.kill(err)
 		default:
-			r.again(k, tasks, err)
+			r.again(ctx, k, tasks, err)
 		}
-		r.queue.ran()
+		r.queue.ran(suspect)
 	}
+}
+
+// runGroup runs one transaction. A suspect is counted before, and let off if the engine is still alive after a
+// transaction that came to nothing: a slow database must not make anybody stuck.
+func (r *run) runGroup(ctx context.Context, tasks []*task) error {
+	t := tasks[0]
+	if !t.suspect {
+		return r.transact(ctx, tasks)
+	}
+	if err := r.countRun(ctx, t.s.in.ID, 1); err != nil {
+		return err
+	}
+	err := r.transact(ctx, tasks)
+	if t.suspect && !errors.Is(err, crash.ErrKilled) {
+		if err := r.countRun(ctx, t.s.in.ID, -1); err != nil {
+			r.log.WarnContext(ctx, "a suspect was counted that did nothing", "saga_id", t.s.in.ID, "error", err)
+		}
+	}
+	return err
 }
 
 // again answers a transaction that the database did not let through. Nothing of it was kept, or, when the commit
 // itself failed, nobody knows: so the instances are read again.
-func (r *run) again(k groupKey, tasks []*task, err error) {
-	ctx := r.database()
+func (r *run) again(ctx context.Context, k groupKey, tasks []*task, err error) {
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) && pgErr.Code == deadlockDetected {
 		r.queue.shrink(k)
@@ -185,23 +220,12 @@ func (r *run) again(k groupKey, tasks []*task, err error) {
 	}
 	r.metrics.rerun(ctx, len(tasks))
 	r.log.WarnContext(ctx, "transaction failed, will retry", "instances", len(tasks), "attempt", tries, "error", err)
-	r.queue.mu.Lock()
-	r.queue.later++
-	r.queue.mu.Unlock()
-	time.AfterFunc(jitter(min(2*time.Millisecond<<min(tries, 12), 2*time.Second)), func() {
-		defer func() {
-			r.queue.mu.Lock()
-			r.queue.later--
-			r.queue.ready.Broadcast()
-			r.queue.mu.Unlock()
-		}()
-		r.reload(k, tasks)
-	})
+	pause := jitter(min(2*time.Millisecond<<min(tries, 12), 2*time.Second))
+	r.queue.after(pause, func() { r.reload(ctx, k, tasks) })
 }
 
 // reload reads instances again whose lanes are still held.
-func (r *run) reload(k groupKey, tasks []*task) {
-	ctx := r.database()
+func (r *run) reload(ctx context.Context, k groupKey, tasks []*task) {
 	if ctx.Err() != nil {
 		return
 	}
@@ -213,15 +237,15 @@ func (r *run) reload(k groupKey, tasks []*task) {
 	if err == nil {
 		var heads []*state
 		if heads, err = r.loadHeads(ctx, held); err == nil {
-			r.adopt(tasks, heads)
+			r.adopt(ctx, tasks, heads)
 			return
 		}
 	}
-	r.again(k, tasks, err)
+	r.again(ctx, k, tasks, err)
 }
 
 // adopt gives tasks what the database says, and drops those whose lanes are lost.
-func (r *run) adopt(tasks []*task, heads []*state) {
+func (r *run) adopt(ctx context.Context, tasks []*task, heads []*state) {
 	byLane := map[string]*state{}
 	for _, s := range heads {
 		byLane[s.in.Lane] = s
@@ -229,7 +253,7 @@ func (r *run) adopt(tasks []*task, heads []*state) {
 	for _, t := range tasks {
 		s := byLane[t.lane]
 		if s == nil {
-			r.lost(t)
+			r.lost(ctx, t)
 			continue
 		}
 		if s.in.ID != t.s.in.ID {
@@ -237,7 +261,9 @@ func (r *run) adopt(tasks []*task, heads []*state) {
 		}
 		s.crashes = t.s.crashes
 		t.s = s
-		r.queue.push(t)
+		for range r.queue.push(t) {
+			r.lost(ctx, t)
+		}
 	}
 }
 
@@ -247,5 +273,5 @@ func (o EngineOptions) backoff(attempt int) time.Duration {
 
 // jitter takes off up to half, so that what failed together does not come back together.
 func jitter(d time.Duration) time.Duration {
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // spreads retries, keeps no secret
 }

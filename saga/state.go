@@ -67,6 +67,8 @@ type state struct {
 	pause  time.Duration // before the next try
 }
 
+func (a act) remote() bool { return a == actSend || a == actAsk || a == actUndoSend }
+
 func (s *state) draft() *state {
 	d := *s
 	d.journal = maps.Clone(s.journal)

@@ -28,8 +28,7 @@ type unit struct {
 
 // transact takes tasks one transaction further: what calls said is recorded, local steps are run until there are none,
 // and the intents of the calls to come are journaled. After the commit the calls start.
-func (r *run) transact(tasks []*task) (err error) {
-	ctx := r.database()
+func (r *run) transact(ctx context.Context, tasks []*task) (err error) {
 	tx, err := r.pool.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -44,13 +43,17 @@ func (r *run) transact(tasks []*task) (err error) {
 	if err := b.fence(ctx, tasks); err != nil {
 		return err
 	}
-	if len(b.units) > 0 {
-		if err := b.advance(ctx); err != nil {
-			return err
-		}
-		if err := b.flush(ctx); err != nil {
-			return err
-		}
+	if len(b.units) == 0 {
+		// Rolled back first: a row that was locked, and then found to be another engine's, stays locked until then.
+		_ = tx.Rollback(ctx)
+		b.dispatch(ctx)
+		return nil
+	}
+	if err := b.advance(ctx); err != nil {
+		return err
+	}
+	if err := b.flush(ctx); err != nil {
+		return err
 	}
 	label := b.label()
 	if err := crash.At(ctx, crash.BeforeCommit, label); err != nil {
@@ -217,14 +220,12 @@ func (b *batch) takeEvent(ctx context.Context, u *unit) error {
 	}
 	spec := s.def.steps[ev.step]
 	var record LocalFunc
-	switch ev.effect() {
-	case effectRecord:
-		if spec.record != nil {
-			record = func(ctx context.Context, tx pgx.Tx, in *Instance) error {
-				return spec.record(ctx, tx, in, ev.answer.result)
-			}
+	switch effect := ev.effect(); {
+	case effect == effectRecord && spec.record != nil:
+		record = func(ctx context.Context, tx pgx.Tx, in *Instance) error {
+			return spec.record(ctx, tx, in, ev.answer.result)
 		}
-	case effectRecordUndo:
+	case effect == effectRecordUndo:
 		record = spec.recordUndo
 	}
 	if record == nil {
@@ -293,9 +294,7 @@ func (b *batch) leave(u *unit) {
 	if u.again {
 		return
 	}
-	switch u.act {
-	case actSend, actAsk, actUndoSend:
-	default:
+	if !u.act.remote() {
 		return
 	}
 	if u.slot = b.queue.slot(u.t); !u.slot {
@@ -317,9 +316,6 @@ func (b *batch) freeSlots() {
 
 // label names the transaction's content for crash points.
 func (b *batch) label() string {
-	if len(b.units) == 0 {
-		return "nothing"
-	}
 	u := b.units[0]
 	label := string(u.s.in.State)
 	if u.s.in.Step != "" {

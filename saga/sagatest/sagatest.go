@@ -124,8 +124,7 @@ func (w *World) engine(ctx context.Context, t testing.TB, dieAt int) ([]string, 
 			return points, err
 		case <-ctx.Done():
 			stop()
-			<-ended
-			return points, fmt.Errorf("not at rest in time: %s", w.describe(context.WithoutCancel(ctx)))
+			return points, fmt.Errorf("not at rest in time: %s; engine ended with %w", w.describe(context.WithoutCancel(ctx)), <-ended)
 		case <-tick.C:
 		}
 		if rest, err := w.atRest(ctx); err == nil && rest {
