@@ -2,11 +2,11 @@ package pgtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -143,23 +143,29 @@ func (s *server) exec(ctx context.Context, sql string) error {
 	return nil
 }
 
-// sweep removes the folders of test binaries that were killed before they could. An hour old and of no living process:
-// a pid says little across containers that share a temporary folder.
+// sweep removes the folders of test binaries that were killed before they could.
 func sweep() {
-	var dirs []string
 	for _, parent := range []string{os.TempDir(), localpg.Scratch()} {
-		found, _ := filepath.Glob(filepath.Join(parent, "orderflow-pgtest-*")) // the only error is a malformed pattern
-		dirs = append(dirs, found...)
-	}
-	for _, dir := range dirs {
-		rest := strings.TrimPrefix(filepath.Base(dir), "orderflow-pgtest-")
-		number, _, _ := strings.Cut(rest, "-")
-		pid, err := strconv.Atoi(number)
-		if err != nil || syscall.Kill(pid, 0) == nil {
-			continue
-		}
-		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > time.Hour {
-			_ = os.RemoveAll(dir) // a leftover that cannot be removed is no reason to fail a test
+		dirs, _ := filepath.Glob(filepath.Join(parent, "orderflow-pgtest-*")) // the only error is a malformed pattern
+		for _, dir := range dirs {
+			if abandoned(dir) {
+				_ = os.RemoveAll(dir) // a leftover that cannot be removed is no reason to fail a test
+			}
 		}
 	}
+}
+
+// abandoned reports whether the owner of a server's folder has ended: the kernel has then dropped its lock. A pid would
+// say less, because containers that share the folder have pids of their own.
+func abandoned(dir string) bool {
+	info, err := os.Stat(dir)
+	if err != nil || time.Since(info.ModTime()) < time.Minute {
+		return false // perhaps its owner is about to take the lock
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "postgres", "lock"), os.O_RDWR, 0)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	defer func() { _ = lock.Close() }()
+	return syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }
