@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -126,6 +127,15 @@ func xminCursor(x *trial) {
 	x.exec(early, `SELECT pg_current_xact_id()::text`)
 	x.commit(quick, x.write(quick, "a"))
 	x.commit(early, x.write(early, "a"))
+	eventually(x.t, func() error { // it also waits for every other test's transactions: one server has one xmin
+		var passed bool
+		err := x.pool.QueryRow(x.t.Context(), `
+			SELECT max(txid) < pg_snapshot_xmin(pg_current_snapshot()) FROM orders.outbox`).Scan(&passed)
+		if err == nil && !passed {
+			err = errors.New("xmin has not passed the messages")
+		}
+		return err
+	})
 	x.publish(x.pool, `
 		SELECT seq, id, key FROM orders.outbox
 		WHERE txid < pg_snapshot_xmin(pg_current_snapshot())
