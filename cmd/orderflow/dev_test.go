@@ -118,8 +118,8 @@ func TestDevTakesAnOrderThroughEveryHop(t *testing.T) {
 func wantTimeline(t *testing.T, id string, timeline func() string) {
 	t.Helper()
 	hops := []string{
-		"placed", "order.placed.v1 written", "order.placed.v1 published", "topic orders, partition", "reserve stock: succeeded",
-		"charge payment: succeeded", "complete order: succeeded", "order.completed.v1 published", "confirmation sent",
+		"placed", "order.placed.v1 written", "order.placed.v1 published", "topic orders, partition", "reserve stock", "charge payment",
+		"complete order", "order.completed.v1 published", "confirmation sent",
 		"shipment created", "shipment.created.v1 published", "shipped sent",
 	}
 	limit := time.After(time.Minute)

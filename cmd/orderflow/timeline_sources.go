@@ -244,6 +244,9 @@ func (t *trail) readShipments(ctx context.Context, pool *pgxpool.Pool) error {
 	_, err := pgx.ForEachRow(rows, []any{&id, &created, &shipped, &lines}, func() error {
 		t.add(created, "warehouse", "shipment created", "shipment %s, %d lines to pick", id, lines)
 		if shipped != nil {
+			if shipped.Before(created) {
+				*shipped = created // decided before the row was written, and shown after it
+			}
 			t.add(*shipped, "warehouse", "shipped", "")
 		}
 		return nil
