@@ -216,6 +216,34 @@ func TestKilledDatabaseConnectionsMakeNoDeadLetters(t *testing.T) {
 	}
 }
 
+func TestAConnectionThatDiesUnderTheDrainerBlamesNoMessage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var kills atomic.Int32
+	w.start(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if m.Attempt == 1 {
+			return inbox.RetryAfter(time.Hour, errors.New("park it"))
+		}
+		if kills.Add(1) <= 3 {
+			_, err := tx.Exec(ctx, `SELECT pg_terminate_backend(pg_backend_pid())`)
+			return inbox.Permanent(err) // what a careless handler does
+		}
+		return apply(ctx, tx, m)
+	}, w.options())
+	w.produce(record("u1", 1, ""))
+	w.wait("held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == 1 })
+	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE inbox_holds SET next_at = now()`); err != nil {
+		t.Fatal(err)
+	}
+	w.wait("a fate", func() bool {
+		return w.count(`SELECT count(*) FROM processed_messages WHERE state = 'done'`) == 1 || w.count(`SELECT count(*) FROM outbox`) > 0
+	})
+	w.wantEffects("u1", 1)
+	if n := w.count(`SELECT count(*) FROM outbox`); n != 0 {
+		t.Errorf("%d dead letters, want 0", n)
+	}
+}
+
 // countSoon is count for a query whose connection may have been killed: then it is 0.
 func (w *world) countSoon(query string) int {
 	var n int
