@@ -56,8 +56,8 @@ func runHistory(t *testing.T, seed uint64) {
 		writers.Go(func() { writeHistory(t, db.Pool, history, rand.New(rand.NewPCG(seed, w))) })
 	}
 	writers.Go(func() { writeForTheWholeRing(t, db.Pool, history) })
-	relays.Go(func() { relayUntilKilled(t, writing, db.URL, broker, rand.New(rand.NewPCG(seed, 100))) })
-	relays.Go(func() { relayUntilKilled(t, writing, db.URL, broker, rand.New(rand.NewPCG(seed, 101))) })
+	relays.Go(func() { relayUntilKilled(writing, t, db.URL, broker, rand.New(rand.NewPCG(seed, 100))) })
+	relays.Go(func() { relayUntilKilled(writing, t, db.URL, broker, rand.New(rand.NewPCG(seed, 101))) })
 	writers.Wait()
 	held()
 	cancel()
@@ -224,7 +224,7 @@ func writePrepared(ctx context.Context, pool *pgxpool.Pool, history *outboxtest.
 
 // relayUntilKilled runs one relay after the other and kills each at a point of its life, until ctx ends.
 func relayUntilKilled(
-	t *testing.T, ctx context.Context, url string, broker *outboxtest.Broker, random *rand.Rand,
+	ctx context.Context, t *testing.T, url string, broker *outboxtest.Broker, random *rand.Rand,
 ) {
 	for ctx.Err() == nil {
 		point, after := random.IntN(4), 1+random.IntN(8)

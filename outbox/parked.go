@@ -166,7 +166,7 @@ func (t *term) settle(ctx context.Context) error {
 
 // redrive publishes the parked messages of a released key in order, until none is left or one is refused again.
 func (t *term) redrive(ctx context.Context, on lane) error {
-	const page = 100
+	const page = 20
 	for {
 		rows, err := t.r.pool.Query(ctx, `
 			SELECT `+rowColumns+`
@@ -186,9 +186,10 @@ func (t *term) redrive(ctx context.Context, on lane) error {
 			t.r.log.InfoContext(ctx, "parked key released", "topic", on.topic)
 			return nil
 		}
-		done, refusal, err := t.sendParked(ctx, records)
-		if err != nil {
-			return err
+		done, failure := t.sendParked(ctx, records)
+		var refusal error
+		if errors.Is(failure, ErrRefused) {
+			refusal = failure
 		}
 		if err := t.saveRedrive(ctx, on, records[:done], refusal); err != nil {
 			return fmt.Errorf("release parked key: %w", err)
@@ -198,28 +199,22 @@ func (t *term) redrive(ctx context.Context, on lane) error {
 				"topic", on.topic, "message_id", records[done].ID, "error", refusal)
 			return nil
 		}
-		if done < len(records) {
-			return nil // the broker does not answer; the key stays released for the next time
+		if failure != nil {
+			t.r.log.WarnContext(ctx, "parked key not released yet", "topic", on.topic, "error", failure)
+			return nil // the key stays released for the next time
 		}
 	}
 }
 
-// sendParked publishes records one by one and returns how many are acked, and the refusal of the next if it was
-// refused.
-func (t *term) sendParked(ctx context.Context, records []Record) (done int, refusal, err error) {
+// sendParked publishes records one by one and returns how many are acked, and why the next one is not.
+func (t *term) sendParked(ctx context.Context, records []Record) (done int, failure error) {
 	for i := range records {
 		errs, err := t.publish(ctx, records[i:i+1])
-		if err != nil {
-			return i, nil, err
-		}
-		switch failure := firstError(errs); {
-		case errors.Is(failure, ErrRefused):
-			return i, failure, nil
-		case failure != nil:
-			return i, nil, nil
+		if failure := errors.Join(err, firstError(errs)); failure != nil {
+			return i, failure
 		}
 	}
-	return len(records), nil, nil
+	return len(records), nil
 }
 
 // saveRedrive removes what is published, and parks the rest of the key again if the next message was refused.

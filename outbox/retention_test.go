@@ -87,8 +87,11 @@ func TestHealthTurnsRedOnTheAgeOfTheOldestMessage(t *testing.T) {
 	write(t, db.Pool, message("orders", "a", 1))
 	eventually(t, func() error {
 		err := relay.Healthy()
-		if err == nil || !strings.Contains(err.Error(), "oldest of 1 unpublished") {
-			return fmt.Errorf("Healthy = %v while a message waits, want its age", err)
+		if err == nil {
+			return errors.New("Healthy = nil while a message waits, want its age")
+		}
+		if !strings.Contains(err.Error(), "oldest of 1 unpublished") {
+			return fmt.Errorf("while a message waits, want its age: %w", err)
 		}
 		return nil
 	})

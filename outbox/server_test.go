@@ -96,11 +96,11 @@ func (s *ownServer) pooled(t *testing.T) *pgxpool.Pool {
 	}
 	config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		s.used.RLock()
-		if conn.Ping(ctx) != nil {
+		alive := conn.Ping(ctx) == nil
+		if !alive {
 			s.used.RUnlock()
-			return false, nil
 		}
-		return true, nil
+		return alive, nil
 	}
 	config.AfterRelease = func(*pgx.Conn) bool {
 		s.used.RUnlock()
@@ -176,7 +176,11 @@ func TestCrashOfPostgresBehindAPoolerLosesNothing(t *testing.T) {
 	for n := 1; n <= 100; n++ {
 		write(t, writer, message("orders", "a", n))
 	}
-	waitFor(t, broker, 101)
+	for n, value := range values(waitFor(t, broker, 101), "a") {
+		if want := fmt.Sprintf(`{"n":%d}`, n); value != want {
+			t.Fatalf("record %d is %s, want %s: each message once, in order", n, value, want)
+		}
+	}
 	var hidden int
 	if err := writer.QueryRow(t.Context(), `
 		SELECT count(*) FROM orders.outbox
