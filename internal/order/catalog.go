@@ -35,27 +35,28 @@ func Products(ctx context.Context, db DB, after string, limit int) ([]Product, e
 
 // Prices returns those of the named products that exist, by SKU. Available is not set.
 func Prices(ctx context.Context, db DB, skus []string) (map[string]Product, error) {
-	rows, _ := db.Query(ctx, `
-		SELECT sku, name, unit_price, currency, 0::bigint
-		FROM products
-		WHERE sku = ANY($1)`, skus)
+	rows, _ := db.Query(ctx, selectPrices, skus)
+	products := map[string]Product{}
+	return products, collectPrices(rows, products)
+}
+
+// QueuePrices is [Prices] as a part of a batch. It fills products when the batch has run.
+func QueuePrices(batch *pgx.Batch, skus []string, products map[string]Product) {
+	batch.Queue(selectPrices, skus).Query(func(rows pgx.Rows) error { return collectPrices(rows, products) })
+}
+
+const selectPrices = `
+	SELECT sku, name, unit_price, currency, 0::bigint
+	FROM products
+	WHERE sku = ANY($1)`
+
+func collectPrices(rows pgx.Rows, products map[string]Product) error {
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Product])
 	if err != nil {
-		return nil, fmt.Errorf("read the prices of %d products: %w", len(skus), err)
+		return fmt.Errorf("read prices: %w", err)
 	}
-	products := make(map[string]Product, len(list))
 	for _, p := range list {
 		products[p.SKU] = p
 	}
-	return products, nil
-}
-
-// Currencies returns the currencies that something in the catalog is sold in.
-func Currencies(ctx context.Context, db DB) ([]string, error) {
-	rows, _ := db.Query(ctx, `SELECT DISTINCT currency FROM products ORDER BY currency`)
-	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return nil, fmt.Errorf("read currencies: %w", err)
-	}
-	return list, nil
+	return nil
 }

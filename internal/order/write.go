@@ -15,14 +15,22 @@ import (
 //
 // Orders of one user queue here until the transaction before has ended: that is what makes UserSeq dense and in commit order.
 func Insert(ctx context.Context, tx pgx.Tx, o *Order) error {
+	batch := &pgx.Batch{}
+	QueueInsert(batch, o)
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+// QueueInsert is [Insert] as a part of a batch, for callers that have more to write in the same round trip. o.UserSeq is set
+// when the batch has run.
+func QueueInsert(batch *pgx.Batch, o *Order) {
 	o.Status, o.Version, o.UpdatedAt = Pending, 1, o.CreatedAt
 	skus, names := make([]string, len(o.Items)), make([]string, len(o.Items))
 	quantities, prices := make([]int64, len(o.Items)), make([]int64, len(o.Items))
 	for i, item := range o.Items {
 		skus[i], names[i], quantities[i], prices[i] = item.SKU, item.Name, item.Quantity, item.UnitPrice
 	}
-	// One round trip: foreign keys are checked at the end of the statement, so the order of the parts does not matter.
-	err := tx.QueryRow(ctx, `
+	// One statement: foreign keys are checked at its end, so the order of its parts does not matter.
+	batch.Queue(`
 		WITH seq AS (
 			INSERT INTO user_sequences (user_id, last_seq) VALUES ($2, 1)
 			ON CONFLICT (user_id) DO UPDATE SET last_seq = user_sequences.last_seq + 1
@@ -42,11 +50,12 @@ func Insert(ctx context.Context, tx pgx.Tx, o *Order) error {
 		SELECT last_seq FROM seq`,
 		o.ID, o.UserID, o.Currency, o.Total, o.Email, o.PaymentMethod, o.CreatedAt,
 		skus, names, quantities, prices,
-	).Scan(&o.UserSeq)
-	if err != nil {
-		return fmt.Errorf("insert order %s: %w", o.ID, err)
-	}
-	return nil
+	).QueryRow(func(row pgx.Row) error {
+		if err := row.Scan(&o.UserSeq); err != nil {
+			return fmt.Errorf("insert order %s: %w", o.ID, err)
+		}
+		return nil
+	})
 }
 
 // Change moves one order from one status to another. Reason is a sentence for the user; empty keeps the order's reason.

@@ -7,11 +7,18 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"github.com/orderflow-dev/orderflow/services/api"
 )
 
 // BenchmarkPlace measures accepted orders through HTTP and a real Postgres without fsync, by 16 clients of 1,000 users.
 func BenchmarkPlace(b *testing.B) {
-	s := start(b, newDB(b), nil)
+	b.Run("describe", func(b *testing.B) { benchPlace(b, "") })
+	b.Run("prepared", func(b *testing.B) { benchPlace(b, "&default_query_exec_mode=cache_statement") })
+}
+
+func benchPlace(b *testing.B, q string) {
+	s := start(b, newDB(b), func(c *api.Config) { c.DatabaseURL += q; c.MaxConns = 16 })
 	var n atomic.Int64
 	b.SetParallelism(8)
 	b.ResetTimer()

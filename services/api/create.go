@@ -73,9 +73,7 @@ func (a *api) createOrder(ctx context.Context, in *createInput) (*createOutput, 
 		return nil, fmt.Errorf("mint order id: %w", err)
 	}
 	req := request{userID: wanted.UserID, operation: "create-order", key: in.IdempotencyKey, hash: sha256.Sum256(canonical)}
-	got, replayed, err := a.keeper.once(ctx, req, func(ctx context.Context, tx pgx.Tx) (answer, error) {
-		return place(ctx, tx, id, wanted, doc, lines)
-	})
+	got, replayed, err := a.keeper.once(ctx, req, place(id, wanted, doc, lines))
 	if err != nil {
 		return nil, err
 	}
@@ -152,37 +150,41 @@ func (a *api) allMistakes(ctx context.Context, doc *body.Object, wanted newOrder
 }
 
 // place makes the order and the message about it.
-func place(ctx context.Context, tx pgx.Tx, id uuid.UUID, wanted newOrder, doc *body.Object, lines []*body.Object) (answer, error) {
-	products, err := order.Prices(ctx, tx, skus(wanted))
-	if err != nil {
-		return answer{}, err
+func place(id uuid.UUID, wanted newOrder, doc *body.Object, lines []*body.Object) work {
+	var products map[string]order.Product
+	var o order.Order
+	return work{
+		ahead: func(batch *pgx.Batch) {
+			products = map[string]order.Product{} // a second run must not see the first one's
+			order.QueuePrices(batch, skus(wanted), products)
+		},
+		decide: func(batch *pgx.Batch) (answer, error) {
+			before := len(doc.Mistakes())
+			items, total := price(wanted, products, doc, lines)
+			if mistakes := doc.Mistakes(); len(mistakes) > before {
+				return answer{}, invalid(mistakes[before:]) // a second run finds the same again
+			}
+			o = order.Order{
+				ID: id, UserID: wanted.UserID, Currency: wanted.Currency, Total: total,
+				Email: wanted.Email, PaymentMethod: wanted.PaymentMethod, Items: items,
+				// Postgres keeps microseconds; what is answered now is what will be read later.
+				CreatedAt: time.Now().UTC().Truncate(time.Microsecond),
+			}
+			order.QueueInsert(batch, &o)
+			encoded, err := json.Marshal(view(o))
+			if err != nil {
+				return answer{}, fmt.Errorf("encode order: %w", err)
+			}
+			return answer{status: http.StatusCreated, location: "/v1/orders/" + id.String(), etag: etag(o), body: encoded}, nil
+		},
+		finish: func(ctx context.Context, tx pgx.Tx) error {
+			msg, err := outbox.JSON(placed(o))
+			if err != nil {
+				return err
+			}
+			return outbox.Write(ctx, tx, msg)
+		},
 	}
-	before := len(doc.Mistakes())
-	items, total := price(wanted, products, doc, lines)
-	if mistakes := doc.Mistakes(); len(mistakes) > before {
-		return answer{}, invalid(mistakes[before:]) // a second run finds the same again
-	}
-	// Postgres keeps microseconds; what is answered now is what will be read later.
-	now := time.Now().UTC().Truncate(time.Microsecond)
-	o := order.Order{
-		ID: id, UserID: wanted.UserID, Currency: wanted.Currency, Total: total,
-		Email: wanted.Email, PaymentMethod: wanted.PaymentMethod, Items: items, CreatedAt: now,
-	}
-	if err := order.Insert(ctx, tx, &o); err != nil {
-		return answer{}, err
-	}
-	msg, err := outbox.JSON(placed(o))
-	if err != nil {
-		return answer{}, err
-	}
-	if err := outbox.Write(ctx, tx, msg); err != nil {
-		return answer{}, err
-	}
-	encoded, err := json.Marshal(view(o))
-	if err != nil {
-		return answer{}, fmt.Errorf("encode order: %w", err)
-	}
-	return answer{status: http.StatusCreated, location: "/v1/orders/" + id.String(), etag: etag(o), body: encoded}, nil
 }
 
 func skus(wanted newOrder) []string {

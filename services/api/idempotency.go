@@ -73,11 +73,21 @@ var (
 		"It is not known whether this was done. Send the same request with the same Idempotency-Key to find out.").retry(time.Second)
 )
 
-// once runs do, unless req was answered before, and reports whether the answer is that earlier one. do writes through its
-// transaction only and may run twice. Its error is passed on, and nothing is stored: the request may be tried again.
+// work is what a request has to do, in three round trips together with its key. It may run twice.
+type work struct {
+	// ahead queues reads that go with the lock of the key.
+	ahead func(*pgx.Batch)
+	// decide returns the answer, and queues the writes that go with the storing of it. Its error is passed on and nothing is
+	// stored: the request may be tried again.
+	decide func(*pgx.Batch) (answer, error)
+	// finish does what needs the results of those writes.
+	finish func(context.Context, pgx.Tx) error
+}
+
+// once does the work, unless req was answered before, and reports whether the answer is that earlier one.
 //
-// Once do has begun the caller's context no longer counts: a client that goes away must not make the outcome unknown.
-func (k *keeper) once(ctx context.Context, req request, do func(context.Context, pgx.Tx) (answer, error)) (a answer, replayed bool, err error) {
+// Once the work has begun the caller's context no longer counts: a client that goes away must not make the outcome unknown.
+func (k *keeper) once(ctx context.Context, req request, do work) (a answer, replayed bool, err error) {
 	free, ok := k.take(req)
 	if !ok {
 		return answer{}, false, errInFlight
@@ -103,7 +113,7 @@ func (k *keeper) once(ctx context.Context, req request, do func(context.Context,
 }
 
 // resolve runs a request again whose COMMIT may have worked. To the client the answer is new, whichever run it is from.
-func (k *keeper) resolve(ctx context.Context, req request, do func(context.Context, pgx.Tx) (answer, error)) (answer, error) {
+func (k *keeper) resolve(ctx context.Context, req request, do work) (answer, error) {
 	a, replayed, err := k.run(ctx, req, true, do)
 	var refused *problem
 	switch {
@@ -149,7 +159,7 @@ func (l *lostCommit) Unwrap() error { return l.err }
 var errRaced = errors.New("idempotency key was stored by another transaction")
 
 // run is one transaction. wait makes it wait for the key's lock instead of giving up.
-func (k *keeper) run(ctx context.Context, req request, wait bool, do func(context.Context, pgx.Tx) (answer, error)) (answer, bool, error) {
+func (k *keeper) run(ctx context.Context, req request, wait bool, do work) (answer, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, placeTimeout)
 	defer cancel()
 	tx, err := k.pool.Begin(ctx)
@@ -157,15 +167,20 @@ func (k *keeper) run(ctx context.Context, req request, wait bool, do func(contex
 		return answer{}, false, fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(ctx) }() // after a commit it does nothing
-	stored, found, err := k.lock(ctx, tx, req, wait)
+	stored, found, err := k.lock(ctx, tx, req, wait, do.ahead)
 	if err != nil || found {
 		return stored, found, err
 	}
-	a, err := do(ctx, tx)
+	writes := &pgx.Batch{}
+	a, err := do.decide(writes)
 	if err != nil {
 		return answer{}, false, err
 	}
-	if err := store(ctx, tx, req, a); err != nil {
+	queueStore(writes, req, a)
+	if err := tx.SendBatch(ctx, writes).Close(); err != nil {
+		return answer{}, false, err
+	}
+	if err := do.finish(ctx, tx); err != nil {
 		return answer{}, false, err
 	}
 	if err := tx.Commit(ctx); err != nil {
@@ -177,9 +192,9 @@ func (k *keeper) run(ctx context.Context, req request, wait bool, do func(contex
 	return a, false, nil
 }
 
-// lock locks the key until tx ends and returns the answer that is stored under it, if there is one. The two statements go
-// in one round trip; each has a snapshot of its own, so the second sees what was committed before the lock was taken.
-func (k *keeper) lock(ctx context.Context, tx pgx.Tx, req request, wait bool) (stored answer, found bool, err error) {
+// lock locks the key until tx ends and returns the answer that is stored under it, if there is one. The statements go in
+// one round trip; each has a snapshot of its own, so the second sees what was committed before the lock was taken.
+func (k *keeper) lock(ctx context.Context, tx pgx.Tx, req request, wait bool, ahead func(*pgx.Batch)) (stored answer, found bool, err error) {
 	batch := &pgx.Batch{}
 	locked := true
 	if wait {
@@ -203,6 +218,7 @@ func (k *keeper) lock(ctx context.Context, tx pgx.Tx, req request, wait bool) (s
 			}
 			return err
 		})
+	ahead(batch)
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return answer{}, false, fmt.Errorf("lock idempotency key: %w", err)
 	}
@@ -217,19 +233,18 @@ func (k *keeper) lock(ctx context.Context, tx pgx.Tx, req request, wait bool) (s
 	return answer{}, false, nil
 }
 
-func store(ctx context.Context, tx pgx.Tx, req request, a answer) error {
-	tag, err := tx.Exec(ctx, `
+func queueStore(batch *pgx.Batch, req request, a answer) {
+	batch.Queue(`
 		INSERT INTO idempotency_keys (user_id, operation, key, request_hash, status, location, etag, body)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 		ON CONFLICT DO NOTHING`,
-		req.userID, req.operation, req.key, req.hash[:], a.status, a.location, a.etag, a.body)
-	if err != nil {
-		return fmt.Errorf("store answer: %w", err)
-	}
-	if tag.RowsAffected() == 0 {
-		return errRaced
-	}
-	return nil
+		req.userID, req.operation, req.key, req.hash[:], a.status, a.location, a.etag, a.body,
+	).Exec(func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() == 0 {
+			return errRaced
+		}
+		return nil
+	})
 }
 
 // refusedCommit reports whether the error of a COMMIT proves that nothing was committed. Everything else, also an error of
