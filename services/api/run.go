@@ -75,7 +75,6 @@ func (c Config) check() error {
 
 // Run serves the api until ctx ends; requests that have begun are finished first. The database has to be migrated.
 func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
-	log = log.With(slog.String("service", "api"))
 	ln := cfg.Listener
 	if ln != nil {
 		defer func() { _ = ln.Close() }() // closed before, unless Run failed early
