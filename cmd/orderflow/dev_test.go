@@ -100,7 +100,9 @@ func TestDevTakesAnOrderThroughEveryHop(t *testing.T) {
 		t.Errorf("dlq list = %q, want nothing", got)
 	}
 	use("load", "--rate", "50", "--orders", "20", "--declines", "0.2")
-	use("migrate", "status", "--database-url", ready.Postgres, "--kafka", ready.Kafka)
+	if got := orderflow(t.Context(), "migrate", "status", "--database-url", ready.Postgres, "--kafka", ready.Kafka); got.code != 0 {
+		t.Errorf("migrate status = exit %d, want everything up to date: %s%s", got.code, got.stdout, got.stderr)
+	}
 
 	stop()
 	<-ended
