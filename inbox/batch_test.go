@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/inbox"
@@ -181,7 +180,7 @@ func TestOnlyTheContiguousFinishedPrefixIsCommitted(t *testing.T) {
 }
 
 func (w *world) committed(partition int32) int64 {
-	offsets, err := kadm.NewClient(w.broker.Client(w.T)).FetchOffsets(w.Context(), "test")
+	offsets, err := w.adm.FetchOffsets(w.Context(), "test")
 	if err != nil {
 		return -1 // the group does not exist yet
 	}

@@ -28,7 +28,7 @@ func TestConsumerAppliesARedeliveredMessageOnce(t *testing.T) {
 	stop()
 
 	// The group forgets its offsets: everything is delivered again.
-	if _, err := kadm.NewClient(w.broker.Client(t)).DeleteGroup(t.Context(), "test"); err != nil {
+	if _, err := w.adm.DeleteGroup(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}
 	w.start(apply, w.options())
@@ -39,12 +39,11 @@ func TestConsumerAppliesARedeliveredMessageOnce(t *testing.T) {
 
 // lag is the number of records above the group's committed offsets; of a partition without a commit, all of them.
 func (w *world) lag() int64 {
-	adm := kadm.NewClient(w.broker.Client(w.T))
-	ends, err := adm.ListEndOffsets(w.Context(), topic)
+	ends, err := w.adm.ListEndOffsets(w.Context(), topic)
 	if err != nil {
 		w.Fatal(err)
 	}
-	committed, err := adm.FetchOffsets(w.Context(), "test")
+	committed, err := w.adm.FetchOffsets(w.Context(), "test")
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 		w.Fatal(err)
 	}

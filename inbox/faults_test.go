@@ -12,7 +12,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -132,7 +131,7 @@ func TestRebalanceInTheMiddleOfABatchLosesAndRepeatsNothing(t *testing.T) {
 }
 
 func (w *world) groupState() string {
-	groups, err := kadm.NewClient(w.broker.Client(w.T)).DescribeGroups(w.Context(), "test")
+	groups, err := w.adm.DescribeGroups(w.Context(), "test")
 	if err != nil {
 		w.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/inbox"
@@ -34,12 +35,14 @@ type world struct {
 	*testing.T
 	db     *pgtest.DB
 	broker *kafkatest.Broker
+	adm    *kadm.Client // one for all looks: a client for each would use up the sockets in a long wait
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{T: t, db: newDatabase(t)}
 	w.broker = kafkatest.New(t, topic, "other", "test.dlq")
+	w.adm = kadm.NewClient(w.broker.Client(t))
 	return w
 }
 
