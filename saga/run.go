@@ -188,17 +188,18 @@ func (r *run) work(ctx context.Context) {
 // runGroup runs one transaction. A suspect is counted before, and let off if the engine is still alive after a
 // transaction that came to nothing: a slow database must not make anybody stuck.
 func (r *run) runGroup(ctx context.Context, tasks []*task) error {
-	t := tasks[0]
-	if !t.suspect {
-		return r.transact(ctx, tasks)
-	}
-	if err := r.countRun(ctx, t.s.in.ID, 1); err != nil {
+	if !tasks[0].suspect {
+		_, err := r.transact(ctx, tasks)
 		return err
 	}
-	err := r.transact(ctx, tasks)
-	if t.suspect && !errors.Is(err, crash.ErrKilled) {
-		if err := r.countRun(ctx, t.s.in.ID, -1); err != nil {
-			r.log.WarnContext(ctx, "a suspect was counted that did nothing", "saga_id", t.s.in.ID, "error", err)
+	id := tasks[0].s.in.ID // read now: after its commit the task is in other hands
+	if err := r.countRun(ctx, id, 1); err != nil {
+		return err
+	}
+	committed, err := r.transact(ctx, tasks)
+	if !committed && !errors.Is(err, crash.ErrKilled) {
+		if err := r.countRun(ctx, id, -1); err != nil {
+			r.log.WarnContext(ctx, "a suspect was counted that did nothing", "saga_id", id, "error", err)
 		}
 	}
 	return err

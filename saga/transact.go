@@ -27,11 +27,12 @@ type unit struct {
 }
 
 // transact takes tasks one transaction further: what calls said is recorded, local steps are run until there are none,
-// and the intents of the calls to come are journaled. After the commit the calls start.
-func (r *run) transact(ctx context.Context, tasks []*task) (err error) {
+// and the intents of the calls to come are journaled. After the commit the calls start. It reports whether it committed;
+// if so, the tasks may be in other hands by now.
+func (r *run) transact(ctx context.Context, tasks []*task) (committed bool, err error) {
 	tx, err := r.pool.Begin(ctx)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return false, fmt.Errorf("begin: %w", err)
 	}
 	b := &batch{run: r, tx: tx}
 	defer func() {
@@ -41,32 +42,32 @@ func (r *run) transact(ctx context.Context, tasks []*task) (err error) {
 		}
 	}()
 	if err := b.fence(ctx, tasks); err != nil {
-		return err
+		return false, err
 	}
 	if len(b.units) == 0 {
 		// Rolled back first: a row that was locked, and then found to be another engine's, stays locked until then.
 		_ = tx.Rollback(ctx)
 		b.dispatch(ctx)
-		return nil
+		return false, nil
 	}
 	if err := b.advance(ctx); err != nil {
-		return err
+		return false, err
 	}
 	if err := b.flush(ctx); err != nil {
-		return err
+		return false, err
 	}
 	label := b.label()
 	if err := crash.At(ctx, crash.BeforeCommit, label); err != nil {
-		return err
+		return false, err
 	}
 	if err := tx.Commit(ctx); err != nil {
-		return fmt.Errorf("commit: %w", err)
+		return false, fmt.Errorf("commit: %w", err)
 	}
 	if err := crash.At(ctx, crash.AfterCommit, label); err != nil {
-		return err
+		return true, err
 	}
 	b.dispatch(ctx)
-	return nil
+	return true, nil
 }
 
 // batch is a transaction over the tasks of one group.
