@@ -10,10 +10,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/orderflow-dev/orderflow/outbox"
 )
 
 // latencyLeg writes messages at a fixed rate, whatever becomes of them, and measures from each writer's commit to the

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
 	"github.com/orderflow-dev/orderflow/internal/localpg"
 	"github.com/orderflow-dev/orderflow/migrations"
 )
@@ -53,7 +54,7 @@ func startPostgres(ctx context.Context) (*postgres, error) {
 	return p, nil
 }
 
-func (p *postgres) stop() {
+func (p *postgres) stop() { //nolint:contextcheck // it stops what was started also when ctx has ended
 	if p.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()

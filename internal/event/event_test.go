@@ -9,8 +9,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/orderflow-dev/orderflow/internal/event"
 )
 
 // payload is what every event type offers to a producer.

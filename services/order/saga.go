@@ -205,8 +205,9 @@ func verdict(cause saga.Failure, cancelled bool) (order.Status, string) {
 		return status, cause.Reason
 	case saga.FailedDeadline:
 		return status, reasonDeadline
+	default:
+		return status, reasonOperator
 	}
-	return status, reasonOperator
 }
 
 func completed(o order.Order) event.OrderCompleted {
