@@ -60,11 +60,11 @@ func TestKillingEverythingThreeTimesLosesNothing(t *testing.T) {
 	go func() {
 		loaded <- binary.Run(t, "load", "--api", d.Ready.API, "--api-key", d.Ready.APIKey,
 			"--rate", strconv.Itoa(rate), "--orders", strconv.Itoa(orders), "--users", "150",
-			"--declines", "0.05", "--lost-answers", "0.02", "--journal", journal, "-o", "json")
+			"--declines", "0.05", "--lost-answers", "0.02", "--retry-for", "5m", "--journal", journal, "-o", "json")
 	}()
 	for i := range kills {
 		accepted := (i + 1) * orders / (kills + 1)
-		system.Eventually(t, time.Minute, fmt.Sprintf("%d orders are accepted", accepted), func() error {
+		system.Eventually(t, 3*time.Minute, fmt.Sprintf("%d orders are accepted", accepted), func() error {
 			var n int
 			if err := d.DB.QueryRow(t.Context(), `SELECT count(*) FROM orders.orders`).Scan(&n); err != nil {
 				return err
@@ -92,7 +92,7 @@ func TestKillingEverythingThreeTimesLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := verify.Target{DB: d.DB, Kafka: system.Kafka(t, d.Ready.Kafka), Outside: d.Client, Clients: requests}
-	if err := verify.AtRest(t.Context(), target, 2*time.Minute); err != nil {
+	if err := verify.AtRest(t.Context(), target, 3*time.Minute); err != nil {
 		t.Fatalf("not at rest: %v", err)
 	}
 	violations, err := verify.Check(t.Context(), target)

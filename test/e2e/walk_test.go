@@ -16,8 +16,9 @@ import (
 	"github.com/orderflow-dev/orderflow/test/system"
 )
 
-// decided is how long an order may take under the race detector, with everything else that runs.
-const decided = 45 * time.Second
+// decided is how long an order may take. It is long because the machine may be busy with other tests; nobody waits for it
+// who succeeds.
+const decided = 2 * time.Minute
 
 // TestTheWalk runs everything that needs no system of its own beside each other in one system, each with users of its own,
 // and then looks for anything that must not be.

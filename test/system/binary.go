@@ -57,7 +57,7 @@ type Output struct {
 // Run runs a command to its end.
 func (b *Binary) Run(t testing.TB, args ...string) Output {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, b.Path, args...)
 	var stdout, stderr bytes.Buffer

@@ -186,7 +186,7 @@ func (c *Client) Outside(t testing.TB, orderID string) []string {
 func (c *Client) AwaitOutside(t testing.TB, orderID string, want ...string) {
 	t.Helper()
 	slices.Sort(want)
-	Eventually(t, 30*time.Second, fmt.Sprintf("outside, order %s has %q", orderID, want), func() error {
+	Eventually(t, 2*time.Minute, fmt.Sprintf("outside, order %s has %q", orderID, want), func() error {
 		got := c.Outside(t, orderID)
 		slices.Sort(got)
 		if !slices.Equal(got, want) {

@@ -40,7 +40,7 @@ func (b *Binary) StartDev(t testing.TB, args ...string) *Dev {
 	file := filepath.Join(t.TempDir(), "ready.json")
 	p := b.Start(t, append([]string{"dev", "--ready-file", file}, args...)...)
 	d := &Dev{Process: p, Binary: b}
-	Eventually(t, 90*time.Second, "orderflow dev is ready", func() error {
+	Eventually(t, 3*time.Minute, "orderflow dev is ready", func() error {
 		if ended, err := p.Ended(); ended {
 			t.Fatalf("orderflow dev ended before it was ready: %v\n%s", err, p.Log())
 		}
