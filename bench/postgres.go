@@ -42,6 +42,10 @@ func startPostgres(ctx context.Context) (*postgres, error) {
 		return nil, fmt.Errorf("make a folder for Postgres: %w", err)
 	}
 	p := &postgres{dir: dir, pgbench: pgbench}
+	if err := os.Chmod(dir, 0o711); err != nil { // started as root, Postgres runs as a user of its own
+		p.stop()
+		return nil, fmt.Errorf("open the folder for Postgres: %w", err)
+	}
 	p.server, err = localpg.Start(ctx, localpg.Options{
 		DataDir:    filepath.Join(dir, "postgres"),
 		BinDir:     binaries.Dir,
