@@ -253,11 +253,11 @@ func (e *Engine) giveBack(ctx context.Context, claims []claim) error {
 }
 
 // renew keeps lanes that wait for their turn inside this engine. Lanes with a call under way are not renewed: their
-// lease is what bounds the call.
+// lease is what bounds the call. One whose call has begun meanwhile keeps the longer lease that it got for it.
 func (e *Engine) renew(ctx context.Context, claims []claim) error {
 	lanes, tokens, revs := columns(claims)
 	_, err := e.pool.Exec(ctx, `
-		UPDATE saga_lanes SET run_at = now() + $4::interval
+		UPDATE saga_lanes SET run_at = greatest(run_at, now() + $4::interval)
 		WHERE lane IN (
 			SELECT l.lane FROM saga_lanes l
 			JOIN unnest($1::text[], $2::uuid[], $3::bigint[]) AS c(lane, token, rev)

@@ -14,7 +14,7 @@ import (
 	"github.com/orderflow-dev/orderflow/saga"
 )
 
-const deadline = 30 * time.Second
+const deadline = time.Minute
 
 func newTrip(lane string) saga.NewInstance {
 	return saga.NewInstance{ID: uuid.Must(uuid.NewV7()), Lane: lane, Definition: "trip", Version: 1, Data: map[string]int{"seats": 1}}

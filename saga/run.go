@@ -95,20 +95,23 @@ func (r *run) look(ctx context.Context, stop <-chan struct{}) {
 		}
 		// A lane can become due below the floor: its transaction was slow to commit, or its row was locked. The full
 		// look each second finds it.
-		now := time.Now()
+		from, now := floor, time.Now()
 		if now.After(sweepAt) {
-			floor, sweepAt = time.Time{}, now.Add(sweepEvery)
+			from, sweepAt = time.Time{}, now.Add(sweepEvery)
 			r.keep(ctx)
 		}
-		n, next, err := r.claimOnce(ctx, floor)
+		n, next, err := r.claimOnce(ctx, from)
+		if next.After(floor) || n == r.opts.BatchSize {
+			floor = next
+		}
 		switch {
 		case err != nil:
 			r.log.WarnContext(ctx, "could not look for work", "error", err)
 			pause = min(max(2*pause, r.opts.RetryMin), r.opts.RetryMax)
 		case n > 0:
-			floor, pause = next, r.opts.MinPoll
+			pause = r.opts.MinPoll
 		default:
-			floor, pause = next, min(2*pause, r.opts.MaxPoll)
+			pause = min(2*pause, r.opts.MaxPoll)
 		}
 		if n == r.opts.BatchSize {
 			r.Kick() // there is more
@@ -133,7 +136,7 @@ func (r *run) claimOnce(ctx context.Context, floor time.Time) (int, time.Time, e
 	}
 	r.queue.forgive(c)
 	if len(c.lanes) == limit {
-		floor = c.last
+		floor = c.last // there may be more right behind it
 	} else if calm := c.now.Add(-sweepEvery); calm.After(floor) {
 		floor = calm
 	}
@@ -209,7 +212,7 @@ func (r *run) runGroup(ctx context.Context, tasks []*task) error {
 // itself failed, nobody knows: so the instances are read again.
 func (r *run) again(ctx context.Context, k groupKey, tasks []*task, err error) {
 	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Code == deadlockDetected {
+	if errors.As(err, &pgErr) && pgErr.Code == deadlockDetected && k.alone == nil {
 		r.queue.shrink(k)
 	}
 	tries := 0

@@ -32,7 +32,7 @@ type World struct {
 	Started func(t testing.TB)
 	// Check is called when the instances are at rest: ended, stuck or in doubt.
 	Check func(t testing.TB)
-	// Limit bounds one run. Default 20 s.
+	// Limit bounds one run. Default 1 min.
 	Limit time.Duration
 }
 
@@ -67,7 +67,7 @@ func EveryCrash(t *testing.T, build func(t testing.TB) *World) int {
 // the last one runs on. It returns the points of the last one.
 func (w *World) live(t testing.TB, crashes ...int) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), orDefault(w.Limit, 20*time.Second))
+	ctx, cancel := context.WithTimeout(t.Context(), orDefault(w.Limit, time.Minute))
 	defer cancel()
 	err := pgx.BeginFunc(ctx, w.Pool, func(tx pgx.Tx) error { return saga.Start(ctx, tx, w.Start...) })
 	if err != nil {
