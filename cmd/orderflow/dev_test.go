@@ -143,57 +143,110 @@ func wantTimeline(t *testing.T, id string, timeline func() string) {
 	}
 }
 
-func TestDevContinuesWhereKill9LeftIt(t *testing.T) {
+// process is an `orderflow dev` with a process of its own.
+type process struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	out   buffer
+	ended chan struct{}
+	ready dev.Ready
+}
+
+// startDev starts the system of a data folder and waits until it is ready.
+func startDev(t *testing.T, dir string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: command(t, "dev", "--data-dir", dir, "--seed-orders", "2"), ended: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
+	readyFile := filepath.Join(dir, "ready.json")
+	if err := os.Remove(readyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = p.cmd.Wait(); close(p.ended) }()
+	t.Cleanup(func() { _ = p.cmd.Process.Kill(); <-p.ended })
+	p.ready = waitReady(t, readyFile, p.ended, p.out.String)
+	return p
+}
+
+// end sends a signal and returns the exit code.
+func (p *process) end(signal syscall.Signal) int {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(signal); err != nil {
+		p.t.Fatal(err)
+	}
+	<-p.ended
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func TestDevContinuesWhereItsLastRunEnded(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // Postgres runs as another user when the tests run as root
 		t.Fatal(err)
 	}
-	args := []string{"dev", "--data-dir", dir, "--seed-orders", "2"}
-	start := func() (*exec.Cmd, <-chan struct{}, dev.Ready) {
-		var out buffer
-		cmd := command(t, args...)
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ended := make(chan struct{})
-		go func() { _ = cmd.Wait(); close(ended) }()
-		t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
-		return cmd, ended, waitReady(t, filepath.Join(dir, "ready.json"), ended, out.String)
-	}
-	killed, ended, _ := start()
-	if got := orderflow(t.Context(), "dev", "--data-dir", dir); got.code != exitConflict || !strings.Contains(got.stderr, "process") {
+	use := func(args ...string) result { return orderflow(t.Context(), append(args, "--data-dir", dir)...) }
+
+	first := startDev(t, dir)
+	if got := use("dev"); got.code != exitConflict || !strings.Contains(got.stderr, "process") {
 		t.Errorf("a second dev on the folder = exit %d, %q; want %d and who holds it", got.code, got.stderr, exitConflict)
 	}
-	placed := orderflow(t.Context(), "orders", "create", "--random", "-o", "json", "--data-dir", dir)
-	if placed.code != 0 {
-		t.Fatalf("create = exit %d: %s", placed.code, placed.stderr)
-	}
-	if err := killed.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	<-ended
-	if got := orderflow(t.Context(), "orders", "list", "--data-dir", dir); got.code != exitUnreachable {
-		t.Errorf("list after kill -9 = exit %d, %q; want %d: the ready file is stale", got.code, got.stderr, exitUnreachable)
-	}
-	if err := os.Remove(filepath.Join(dir, "ready.json")); err != nil {
-		t.Fatal(err)
-	}
-
-	again, ended, _ := start()
+	placed := use("orders", "create", "--random", "-o", "json")
 	var o struct{ ID string }
 	if err := json.Unmarshal([]byte(placed.stdout), &o); err != nil {
-		t.Fatal(err)
+		t.Fatalf("create = exit %d: %s%s", placed.code, placed.stdout, placed.stderr)
 	}
-	got := orderflow(t.Context(), "orders", "get", o.ID, "--wait", "--timeout", "1m", "--data-dir", dir)
+	first.end(syscall.SIGKILL)
+	if got := use("orders", "list"); got.code != exitUnreachable {
+		t.Errorf("list after kill -9 = exit %d, %q; want %d: the ready file is stale", got.code, got.stderr, exitUnreachable)
+	}
+
+	second := startDev(t, dir)
+	got := use("orders", "get", o.ID, "--wait", "--timeout", "1m")
 	if got.code != 0 || !(strings.Contains(got.stdout, "completed") || strings.Contains(got.stdout, "shipped")) {
 		t.Errorf("the order from before the kill = exit %d: %s%s; want it completed", got.code, got.stdout, got.stderr)
 	}
-	if err := again.Process.Signal(syscall.SIGINT); err != nil {
+	wantTimeline(t, o.ID, func() string { return use("orders", "timeline", o.ID).stdout })
+	if code := second.end(syscall.SIGINT); code != 0 {
+		t.Errorf("dev = exit %d after Ctrl-C, want 0:\n%s", code, second.out.String())
+	}
+
+	// The broker's log is torn: the outboxes fill it again, and nobody gets a second mail.
+	if err := os.Truncate(filepath.Join(dir, "kafka", "topics.json"), 10); err != nil {
 		t.Fatal(err)
 	}
-	<-ended
-	if code := again.ProcessState.ExitCode(); code != 0 {
-		t.Errorf("dev = exit %d after Ctrl-C, want 0", code)
+	third := startDev(t, dir)
+	if !strings.Contains(third.out.String(), "torn") {
+		t.Errorf("dev with a torn log says nothing of it:\n%s", third.out.String())
+	}
+	wantTimeline(t, o.ID, func() string { return use("orders", "timeline", o.ID).stdout })
+	wantNoLag(t, func() string { return use("groups", "list", "-o", "json").stdout })
+	if shown := use("orders", "timeline", o.ID).stdout; strings.Count(shown, "confirmation sent") != 1 || strings.Count(shown, " shipment created ") != 1 {
+		t.Errorf("after the log was filled again the timeline shows other effects than one mail and one shipment:\n%s", shown)
+	}
+	if code := third.end(syscall.SIGINT); code != 0 {
+		t.Errorf("dev = exit %d after Ctrl-C, want 0:\n%s", code, third.out.String())
+	}
+}
+
+// wantNoLag waits until the three groups have read everything.
+func wantNoLag(t *testing.T, list func() string) {
+	t.Helper()
+	limit := time.After(time.Minute)
+	for {
+		var groups []groupDoc
+		shown := list()
+		read := json.Unmarshal([]byte(shown), &groups) == nil && len(groups) == 3
+		for _, g := range groups {
+			read = read && g.Lag != nil && *g.Lag == 0
+		}
+		if read {
+			return
+		}
+		select {
+		case <-limit:
+			t.Fatalf("the groups have not read everything: %s", shown)
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }

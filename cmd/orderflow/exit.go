@@ -47,8 +47,8 @@ func fail(code int, hint, format string, args ...any) error {
 
 func usage(hint, format string, args ...any) error { return fail(exitUsage, hint, format, args...) }
 
-// exitCode returns the code for err. An explicit [failure] decides; else the cause does.
-func exitCode(ctx context.Context, err error) int {
+// exitCode returns the code for err. An explicit [failure] decides, then whether a signal came, then the cause.
+func exitCode(err error, interrupted bool) int {
 	var (
 		f           *failure
 		problem     *apiclient.Problem
@@ -61,7 +61,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitOK
 	case errors.As(err, &f):
 		return f.code
-	case ctx.Err() != nil:
+	case interrupted:
 		return exitInterrupted
 	case errors.As(err, &problem):
 		return problemCode(problem.Status)

@@ -106,7 +106,7 @@ func loadFromFlags(cmd *cobra.Command, products []apiclient.Product) (load.Optio
 	orders, _ := f.GetInt("orders")
 	seed, _ := f.GetUint64("seed")
 	if seed == 0 {
-		seed = rand.Uint64()
+		seed = rand.Uint64() //nolint:gosec // no secret
 	}
 	opts := load.Options{Rate: number("rate"), Duration: length("duration"), Orders: orders, RetryFor: length("retry-for")}
 	if orders > 0 && !f.Changed("duration") {

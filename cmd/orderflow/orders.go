@@ -162,7 +162,7 @@ func fillIn(ctx context.Context, cmd *cobra.Command, client *apiclient.Client, o
 	if cmd.Flags().Changed("currency") {
 		products = inCurrency(products, o.Currency)
 	}
-	g, err := load.NewGenerator(rand.Uint64(), 1000, products, load.Mix{})
+	g, err := load.NewGenerator(rand.Uint64(), 1000, products, load.Mix{}) //nolint:gosec // no secret
 	if err != nil {
 		return err
 	}
@@ -218,7 +218,7 @@ func placeOrder(ctx context.Context, cmd *cobra.Command, client *apiclient.Clien
 			pause = max(pause, min(p.RetryAfter, 5*time.Second))
 		}
 		if try == tries || !sleep(ctx, pause) {
-			return placed, &failure{code: exitCode(cmd.Context(), err), err: err, hint: "whether the order was placed is unknown; " +
+			return placed, &failure{code: exitCode(err, cmd.Context().Err() != nil), err: err, hint: "whether the order was placed is unknown; " +
 				"the same command with --idempotency-key " + key + " finds it or places it"}
 		}
 		cmd.PrintErrf("%v; trying again under the same key\n", err)

@@ -43,7 +43,7 @@ func newAPI() *cobra.Command {
 		Short: "Accept orders over HTTP",
 		Long: `Accepts orders over HTTP. It needs Postgres, and neither Kafka nor Redis to accept an order: without Redis the rate limits
 are each process's own. /docs shows the reference; /healthz, /readyz and /metrics are on the same address.`,
-		Example: "  orderflow api --database-url postgres://orders:PW@db/orderflow --redis-url redis://cache:6379/0",
+		Example: "  orderflow api --database-url postgres://orders@db/orderflow --redis-url redis://cache:6379/0",
 		Args:    cobra.NoArgs,
 		RunE:    runAPI,
 	}
@@ -97,9 +97,9 @@ func newRelay() *cobra.Command {
 		Short: "Publish the outboxes to Kafka",
 		Long: `Publishes what the services have written to their outboxes. Give it the Postgres URL of the relay role of each schema to
 publish from. Run two or more as hot standbys of each other.`,
-		Example: `  orderflow relay --kafka broker-1:9092 --orders-database-url postgres://orders_relay:PW@db/orderflow \
-    --email-database-url postgres://email_relay:PW@db/orderflow \
-    --warehouse-database-url postgres://warehouse_relay:PW@db/orderflow`,
+		Example: `  orderflow relay --kafka broker-1:9092 --orders-database-url postgres://orders_relay@db/orderflow \
+    --email-database-url postgres://email_relay@db/orderflow \
+    --warehouse-database-url postgres://warehouse_relay@db/orderflow`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n, err := relayNeeds(cmd)
@@ -140,7 +140,7 @@ func newOrder() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "order",
 		Short:   "Decide what becomes of orders (consumer group order)",
-		Example: "  orderflow order --database-url postgres://orders:PW@db/orderflow --kafka broker-1:9092 --payment-url https://payments.example",
+		Example: "  orderflow order --database-url postgres://orders@db/orderflow --kafka broker-1:9092 --payment-url https://payments.example",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n, err := consumerNeeds(cmd)
@@ -165,7 +165,7 @@ func newEmail() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "email",
 		Short:   "Tell users by mail (consumer group email)",
-		Example: "  orderflow email --database-url postgres://email:PW@db/orderflow --kafka broker-1:9092 --smtp-addr mail.example:587",
+		Example: "  orderflow email --database-url postgres://email@db/orderflow --kafka broker-1:9092 --smtp-addr mail.example:587",
 		Args:    cobra.NoArgs,
 		RunE:    runEmail,
 	}
@@ -221,7 +221,7 @@ func newWarehouse() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "warehouse",
 		Short:   "Ship what is paid (consumer group warehouse)",
-		Example: "  orderflow warehouse --database-url postgres://warehouse:PW@db/orderflow --kafka broker-1:9092",
+		Example: "  orderflow warehouse --database-url postgres://warehouse@db/orderflow --kafka broker-1:9092",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n, err := consumerNeeds(cmd)

@@ -11,8 +11,8 @@ import (
 )
 
 // startPatience is how long a part may take to become ready. After a crash the leases of the processes that died must run
-// out first.
-const startPatience = 30 * time.Second
+// out first, and on a busy machine the clients of the run before take what the start needs.
+const startPatience = 2 * time.Minute
 
 // await returns once url answers 200. It returns early with the reason when a part has ended by itself.
 func (s *system) await(ctx context.Context, name, url string) error {

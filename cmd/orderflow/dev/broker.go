@@ -36,7 +36,7 @@ type broker struct {
 //
 // The file marker says that the log lacks records of earlier runs. It is there before a new log is begun, so a crash never
 // leaves a log that looks complete and is empty. The caller removes it once the outboxes have been told to publish again.
-func startBroker(dir, marker string, ln net.Listener, log *slog.Logger) (*broker, error) {
+func startBroker(ctx context.Context, dir, marker string, ln net.Listener, log *slog.Logger) (*broker, error) {
 	b := &broker{addr: ln.Addr().String()}
 	said := &complaints{log: log}
 	_, err := os.Stat(filepath.Join(dir, "meta.json"))
@@ -51,14 +51,14 @@ func startBroker(dir, marker string, ln net.Listener, log *slog.Logger) (*broker
 		return nil, fmt.Errorf("start the embedded broker: %w", err) // nothing was there to be torn
 	}
 	if torn := said.torn(); err != nil || torn != "" {
-		log.Warn("the broker's log is torn", "dir", dir, "broker", torn, "error", err)
-		return b, b.beginAnew(dir, marker, said)
+		log.WarnContext(ctx, "the broker's log is torn", "dir", dir, "broker", torn, "error", err)
+		return b, b.beginAnew(ctx, dir, marker, said)
 	}
 	return b, nil
 }
 
 // beginAnew moves the torn log aside and starts the broker on an empty one.
-func (b *broker) beginAnew(dir, marker string, said *complaints) error {
+func (b *broker) beginAnew(ctx context.Context, dir, marker string, said *complaints) error {
 	if b.cluster != nil {
 		b.cluster.Close()
 	}
@@ -70,7 +70,8 @@ func (b *broker) beginAnew(dir, marker string, said *complaints) error {
 		return fmt.Errorf("move the broker's torn log aside: %w", err)
 	}
 	b.note = "its log was torn: moved to " + filepath.Base(aside)
-	ln, err := net.Listen("tcp", b.addr) // the cluster that failed has closed the first one
+	var config net.ListenConfig
+	ln, err := config.Listen(ctx, "tcp", b.addr) // the cluster that failed has closed the first one
 	if err != nil {
 		return fmt.Errorf("start the embedded broker: %w", err)
 	}
@@ -93,7 +94,7 @@ func newCluster(dir string, ln net.Listener, log kfake.Logger) (*kfake.Cluster, 
 
 // mark makes an empty file that survives a crash.
 func mark(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return fmt.Errorf("note that the broker's log begins: %w", err)
 	}
 	file, err := os.Create(path)

@@ -24,11 +24,11 @@ func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // openBroker starts a broker with the topics.
 func openBroker(t *testing.T, dir string) *broker {
 	t.Helper()
-	ln, _, err := listen(0, true)
+	ln, _, err := listen(t.Context(), 0, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := startBroker(filepath.Join(dir, "kafka"), filepath.Join(dir, "refill"), ln, discard())
+	b, err := startBroker(t.Context(), filepath.Join(dir, "kafka"), filepath.Join(dir, "refill"), ln, discard())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func TestListenTakesAFreePortUnlessOneIsInsistedOn(t *testing.T) {
 	defer taken.Close()
 	port := portOf(taken)
 
-	ln, note, err := listen(port, false)
+	ln, note, err := listen(t.Context(), port, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +119,7 @@ func TestListenTakesAFreePortUnlessOneIsInsistedOn(t *testing.T) {
 	if portOf(ln) == port || !strings.Contains(note, "taken") {
 		t.Errorf("listen on a taken port = %s with note %q, want another port and a note", ln.Addr(), note)
 	}
-	if ln, _, err := listen(port, true); err == nil {
+	if ln, _, err := listen(t.Context(), port, true); err == nil {
 		ln.Close()
 		t.Error("listen on a taken port that is insisted on: no error")
 	}
@@ -135,7 +135,7 @@ func TestStopEndsThePartsFromTheTop(t *testing.T) {
 	}{{"postgres", layerServer}, {"api", layerAPI}, {"relay", layerRelay}, {"email", layerConsumer}, {"sandbox", layerOutside}} {
 		s.add(p.name, p.layer, func(context.Context) error { order = append(order, p.name); return nil })
 	}
-	if err := s.stop(); err != nil {
+	if err := s.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := strings.Join(order, " "), "api email relay sandbox postgres"; got != want {
@@ -152,7 +152,7 @@ func TestAPartThatEndsByItselfIsReported(t *testing.T) {
 	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "email") {
 		t.Errorf("await while email breaks = %v, want email's error", err)
 	}
-	if err := s.stop(); err != nil {
+	if err := s.stop(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

@@ -33,11 +33,12 @@ type holder struct {
 
 // lockDataDir makes the folder and takes its lock. The kernel drops the lock when this process ends, however it ends.
 func lockDataDir(dir string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	// Postgres does not run as root, and its own user must be able to enter. What is private below is closed itself.
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as said
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
 	path := filepath.Join(dir, "lock")
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the data folder: %w", err)
 	}

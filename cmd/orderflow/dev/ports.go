@@ -1,6 +1,7 @@
 package dev
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,23 +12,24 @@ import (
 
 // listen listens on the port of the loopback interface, or on a free one when it is taken and the user has not insisted.
 // The note, if any, says so.
-func listen(port int, insisted bool) (ln net.Listener, note string, err error) {
-	ln, err = net.Listen("tcp", loopback(port))
+func listen(ctx context.Context, port int, insisted bool) (ln net.Listener, note string, err error) {
+	var config net.ListenConfig
+	ln, err = config.Listen(ctx, "tcp", loopback(port))
 	if err == nil {
 		return ln, "", nil
 	}
 	if !errors.Is(err, syscall.EADDRINUSE) || insisted {
 		return nil, "", fmt.Errorf("listen on port %d: %w", port, err)
 	}
-	if ln, err = net.Listen("tcp", loopback(0)); err != nil {
+	if ln, err = config.Listen(ctx, "tcp", loopback(0)); err != nil {
 		return nil, "", fmt.Errorf("listen on a free port: %w", err)
 	}
 	return ln, fmt.Sprintf("port %d is taken", port), nil
 }
 
 // freePort finds a port for the health endpoints of a service in this process, which nobody else needs to know.
-func freePort() (int, error) {
-	ln, _, err := listen(0, true)
+func freePort(ctx context.Context) (int, error) {
+	ln, _, err := listen(ctx, 0, true)
 	if err != nil {
 		return 0, err
 	}

@@ -36,7 +36,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 
 	s := newSystem(opts, log)
 	s.report.line("orderflow dev, data in %s", opts.DataDir)
-	defer func() { err = errors.Join(err, s.stop()) }()
+	defer func() { err = errors.Join(err, s.stop(context.WithoutCancel(ctx))) }()
 	if err := s.start(ctx); err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (s *system) run(ctx context.Context, name string, layer int, f func(context
 		err := f(own)
 		switch {
 		case own.Err() != nil && err != nil:
-			s.log.Warn("part ended with an error", "part", name, "error", err)
+			s.log.WarnContext(ctx, "part ended with an error", "part", name, "error", err)
 		case own.Err() == nil && err != nil:
 			s.failed <- fmt.Errorf("%s: %w", name, err)
 		case own.Err() == nil:
@@ -160,7 +160,7 @@ func (s *system) run(ctx context.Context, name string, layer int, f func(context
 const patience = 15 * time.Second
 
 // stop ends all parts, layer by layer from the top; those of one layer together.
-func (s *system) stop() error {
+func (s *system) stop(ctx context.Context) error {
 	began := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,7 +171,7 @@ func (s *system) stop() error {
 		}
 	}
 	for layer := layerAPI; layer >= layerServer; layer-- {
-		errs = append(errs, s.stopLayer(layer))
+		errs = append(errs, s.stopLayer(ctx, layer))
 	}
 	if len(s.parts) > 0 {
 		s.report.line("stopped in %.2f s", time.Since(began).Seconds())
@@ -179,8 +179,8 @@ func (s *system) stop() error {
 	return errors.Join(errs...)
 }
 
-func (s *system) stopLayer(layer int) error {
-	limit, cancel := context.WithTimeout(context.Background(), patience)
+func (s *system) stopLayer(ctx context.Context, layer int) error {
+	limit, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var group sync.WaitGroup
 	errs := make([]error, len(s.parts))

@@ -53,5 +53,5 @@ func (s *system) seedOrders(ctx context.Context) error {
 		return fmt.Errorf("seed orders: %w", err)
 	}
 	s.report.part("orders", fmt.Sprintf("%d placed, because this is the first start", s.opts.Seed), "", time.Since(began))
-	return os.WriteFile(marker, nil, 0o644)
+	return os.WriteFile(marker, nil, 0o600)
 }

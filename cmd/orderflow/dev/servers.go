@@ -93,11 +93,11 @@ func (s *system) startKafka(ctx context.Context) ([]string, error) {
 		s.report.part("kafka", "yours, "+strings.Join(brokers, ","), "", time.Since(began))
 		return brokers, nil
 	}
-	ln, note, err := listen(cmp.Or(s.opts.Ports.Kafka, defaultPorts.Kafka), s.opts.Ports.Kafka != 0)
+	ln, note, err := listen(ctx, cmp.Or(s.opts.Ports.Kafka, defaultPorts.Kafka), s.opts.Ports.Kafka != 0)
 	if err != nil {
 		return nil, fmt.Errorf("kafka: %w", err)
 	}
-	b, err := startBroker(filepath.Join(s.opts.DataDir, "kafka"), s.refillMarker(), ln, s.log)
+	b, err := startBroker(ctx, filepath.Join(s.opts.DataDir, "kafka"), s.refillMarker(), ln, s.log)
 	if err != nil {
 		return nil, err
 	}

@@ -50,11 +50,11 @@ func (s *system) start(ctx context.Context) error {
 
 func (s *system) startSandbox(ctx context.Context) error {
 	began := time.Now()
-	web, note, err := listen(cmp.Or(s.opts.Ports.Sandbox, defaultPorts.Sandbox), s.opts.Ports.Sandbox != 0)
+	web, note, err := listen(ctx, cmp.Or(s.opts.Ports.Sandbox, defaultPorts.Sandbox), s.opts.Ports.Sandbox != 0)
 	if err != nil {
 		return fmt.Errorf("sandbox: %w", err)
 	}
-	smtp, smtpNote, err := listen(cmp.Or(s.opts.Ports.SMTP, defaultPorts.SMTP), s.opts.Ports.SMTP != 0)
+	smtp, smtpNote, err := listen(ctx, cmp.Or(s.opts.Ports.SMTP, defaultPorts.SMTP), s.opts.Ports.SMTP != 0)
 	if err != nil {
 		return errors.Join(fmt.Errorf("sandbox: %w", err), web.Close())
 	}
@@ -107,7 +107,7 @@ func (s *system) startServices(ctx context.Context, owner string, brokers []stri
 	for _, schema := range schemas {
 		sources = append(sources, relay.Source{Schema: schema, DatabaseURL: urls[schema+"_relay"], Kick: kick[schema]})
 	}
-	web, note, err := listen(cmp.Or(s.opts.Ports.API, defaultPorts.API), s.opts.Ports.API != 0)
+	web, note, err := listen(ctx, cmp.Or(s.opts.Ports.API, defaultPorts.API), s.opts.Ports.API != 0)
 	if err != nil {
 		return fmt.Errorf("api: %w", err)
 	}
@@ -160,7 +160,7 @@ func (s *system) startAPI(ctx context.Context, web net.Listener, note, databaseU
 // service runs a service and returns once it is ready.
 func (s *system) service(ctx context.Context, name string, layer int, detail string, run func(ctx context.Context, ops string) error) error {
 	began := time.Now()
-	port, err := freePort()
+	port, err := freePort(ctx)
 	if err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ type Journal struct {
 // OpenJournal opens or makes the file at path, to append to. A last line that a crash cut off is closed, so that it
 // stays one unreadable line and spoils no other.
 func OpenJournal(path string) (*Journal, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o644)
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}

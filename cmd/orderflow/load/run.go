@@ -269,7 +269,7 @@ func (r *run) progress() Progress {
 // backoff is exponential with full jitter, 50 ms to 2 s, or what the api asked for if that is longer.
 func backoff(attempt int, err error) time.Duration {
 	ceiling := min(50*time.Millisecond<<min(attempt-1, 10), 2*time.Second)
-	pause := time.Duration(rand.Int64N(int64(ceiling))) + time.Millisecond
+	pause := time.Duration(rand.Int64N(int64(ceiling))) + time.Millisecond //nolint:gosec // no secret
 	var problem *apiclient.Problem
 	if errors.As(err, &problem) && problem.Status != http.StatusInternalServerError {
 		// Capped, because a run of seconds gains nothing from an honest "come back in an hour".
