@@ -52,7 +52,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer server.stop()
+	defer server.stop() //nolint:contextcheck // it stops what was started also when ctx has ended
 
 	var results []result
 	for _, leg := range []func(context.Context, plan, *postgres) ([]result, error){acceptLeg, walkLeg, latencyLeg} {

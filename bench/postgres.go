@@ -42,8 +42,8 @@ func startPostgres(ctx context.Context) (*postgres, error) {
 		return nil, fmt.Errorf("make a folder for Postgres: %w", err)
 	}
 	p := &postgres{dir: dir, pgbench: pgbench}
-	if err := os.Chmod(dir, 0o711); err != nil { // started as root, Postgres runs as a user of its own
-		p.stop()
+	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // started as root, Postgres runs as a user of its own
+		p.stop() //nolint:contextcheck // it stops what was started also when ctx has ended
 		return nil, fmt.Errorf("open the folder for Postgres: %w", err)
 	}
 	p.server, err = localpg.Start(ctx, localpg.Options{
@@ -52,13 +52,13 @@ func startPostgres(ctx context.Context) (*postgres, error) {
 		Parameters: map[string]string{"shared_buffers": "512MB", "max_wal_size": "4GB", "max_connections": "200"},
 	})
 	if err != nil {
-		p.stop()
+		p.stop() //nolint:contextcheck // it stops what was started also when ctx has ended
 		return nil, fmt.Errorf("start Postgres: %w", err)
 	}
 	return p, nil
 }
 
-func (p *postgres) stop() { //nolint:contextcheck // it stops what was started also when ctx has ended
+func (p *postgres) stop() {
 	if p.server != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()

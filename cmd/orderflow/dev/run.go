@@ -70,7 +70,7 @@ func (o Options) withDefaults() (_ Options, cleanup func() error, err error) {
 		dir := o.DataDir
 		cleanup = func() error { return os.RemoveAll(dir) }
 		// Under root, Postgres runs as another user, who has to get in. What is secret has a mode of its own.
-		if err := os.Chmod(dir, 0o755); err != nil {
+		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // a folder, which Postgres' own user enters
 			return o, cleanup, errors.Join(fmt.Errorf("open the temporary data folder: %w", err), cleanup())
 		}
 		return o, cleanup, nil
