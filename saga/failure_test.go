@@ -95,7 +95,9 @@ func TestAFailureTakesBackItsOwnWritesOnly(t *testing.T) {
 func TestABatchRunsOnWithoutItsBadInstance(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
+	var calls atomic.Int32
 	do := func(ctx context.Context, tx pgx.Tx, in []*saga.Instance) ([]error, error) {
+		calls.Add(1)
 		for _, i := range in {
 			if i.Lane == "user-3" {
 				return nil, errors.New("a bug")
@@ -120,6 +122,10 @@ func TestABatchRunsOnWithoutItsBadInstance(t *testing.T) {
 			want = saga.StuckState
 		}
 		untilState(t, pool, in.ID, want)
+	}
+	// Once together, then one by one, and two more tries of the bad one.
+	if n := calls.Load(); n > 20 {
+		t.Errorf("the step ran %d times for 10 instances, want about 13", n)
 	}
 }
 

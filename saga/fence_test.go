@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -157,25 +158,33 @@ func TestStopLetsCallsEndAndGivesLanesBack(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
 	calling, answer := make(chan struct{}), make(chan struct{})
+	var once sync.Once
 	p := newProvider()
 	charge := func(ctx context.Context, in *saga.Instance, call *saga.Call) (any, error) {
-		close(calling)
+		once.Do(func() { close(calling) })
 		<-answer
 		return p.charge(ctx, in, call)
 	}
 	def := saga.Define("trip", 1,
-		saga.Remote("charge", charge).Query(p.find).Undo(p.refund).Timeout(5*time.Second),
+		saga.Remote("charge", charge).Query(p.find).Undo(p.refund).Timeout(30*time.Second),
 		saga.Remote("insure", p.charge).Query(p.find).Undo(p.refund))
-	in := newTrip("anna")
-	start(t, pool, in)
-	e, err := saga.NewEngine(pool, []*saga.Definition{def}, quick())
+	in, waiting := newTrip("anna"), newTrip("bert")
+	opts := quick()
+	opts.MaxCalls = 1
+	e, err := saga.NewEngine(pool, []*saga.Definition{def}, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- e.Run(ctx) }()
+	start(t, pool, in)
 	<-calling
+	start(t, pool, waiting)
+	until(t, "the engine holds the lane that waits for a call", func() bool {
+		return count(t, pool, `SELECT count(*) FROM saga_lanes WHERE lane = 'bert' AND token IS NOT NULL`) == 1
+	})
 	cancel()
 	close(answer)
 	if err := <-ended; err != nil {
@@ -188,7 +197,7 @@ func TestStopLetsCallsEndAndGivesLanesBack(t *testing.T) {
 		}
 	}
 	if n := count(t, pool, `SELECT count(*) FROM saga_lanes WHERE token IS NOT NULL OR pending > 0 AND run_at > clock_timestamp()`); n != 0 {
-		t.Error("the lane was not given back")
+		t.Errorf("%d lanes were not given back", n)
 	}
 }
 

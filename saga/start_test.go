@@ -69,6 +69,10 @@ func TestALaneFollowsTheOrderOfCommits(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
 	first, second := newTrip("anna"), newTrip("anna")
+	inTx(t, pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), `INSERT INTO saga_lanes (lane) VALUES ('anna')`)
+		return err
+	})
 	slow, err := pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -76,6 +80,8 @@ func TestALaneFollowsTheOrderOfCommits(t *testing.T) {
 	if err := saga.Start(t.Context(), slow, first); err != nil {
 		t.Fatal(err)
 	}
+	const drawn = `SELECT last_value FROM saga_instances_n_seq`
+	before := count(t, pool, drawn)
 	started := make(chan error, 1)
 	go func() {
 		started <- pgx.BeginFunc(context.WithoutCancel(t.Context()), pool, func(tx pgx.Tx) error { return saga.Start(t.Context(), tx, second) })
@@ -83,6 +89,9 @@ func TestALaneFollowsTheOrderOfCommits(t *testing.T) {
 	until(t, "the second start waits for the first", func() bool {
 		return count(t, pool, `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`) == 1
 	})
+	if n := count(t, pool, drawn); n != before {
+		t.Errorf("the second start drew its place (%d after %d) before it held the lane", n, before)
+	}
 	if err := slow.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
