@@ -54,9 +54,21 @@ type batch struct {
 // errLeaseLost means that somebody else works on the rest of the batch.
 var errLeaseLost = errors.New("the lease of the emails was lost")
 
-// claim takes the lease of emails that are due. They are committed as sending, to the named provider, before anything is
+// due reports whether there is anything to claim.
+func (s *sender) due(ctx context.Context) (due bool, err error) {
+	err = s.pool.QueryRow(ctx, `
+		SELECT EXISTS (
+			SELECT FROM emails
+			WHERE state IN ('queued', 'sending') AND next_attempt_at <= clock_timestamp())`).Scan(&due)
+	if err != nil {
+		return false, fmt.Errorf("look for emails: %w", err)
+	}
+	return due, nil
+}
+
+// claim takes the lease of at most size emails that are due. They are committed as sending, to the named provider, before anything is
 // sent: whoever finds them so after a crash knows whom to ask. A row that is in doubt keeps the name of its provider.
-func (s *sender) claim(ctx context.Context, provider string) (*batch, error) {
+func (s *sender) claim(ctx context.Context, provider string, size int) (*batch, error) {
 	b := &batch{token: uuid.New(), until: time.Now().Add(s.lease), settled: time.Now()}
 	ctx, cancel := detached(ctx)
 	defer cancel()
@@ -76,7 +88,7 @@ func (s *sender) claim(ctx context.Context, provider string) (*batch, error) {
 		FROM due
 		WHERE e.id = due.id
 		RETURNING e.id, e.order_id, e.kind, e.to_address, e.data, e.message_id, coalesce(e.provider, '') AS provider,
-			e.attempts, e.created_at, due.in_doubt`, s.batch, b.token, s.lease.Seconds(), provider) // CollectRows reports the error
+			e.attempts, e.created_at, due.in_doubt`, size, b.token, s.lease.Seconds(), provider) // CollectRows reports the error
 	emails, err := pgx.CollectRows(rows, pgx.RowToStructByName[email])
 	if err != nil {
 		return nil, fmt.Errorf("claim emails: %w", err)

@@ -98,3 +98,41 @@ func (d *door) cut() {
 		_ = conn.Close()
 	}
 }
+
+// mute is a server that accepts connections and says nothing.
+type mute struct {
+	addr string
+	now  atomic.Int32
+	most atomic.Int32 // at once
+}
+
+func newMute(t *testing.T) *mute {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mute{addr: ln.Addr().String()}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			now := m.now.Add(1)
+			for most := m.most.Load(); now > most && !m.most.CompareAndSwap(most, now); most = m.most.Load() {
+			}
+			wg.Go(func() {
+				_, _ = io.Copy(io.Discard, conn) // until the client gives up
+				m.now.Add(-1)
+				_ = conn.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		wg.Wait()
+	})
+	return m
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/failsafe-go/failsafe-go"
@@ -58,6 +59,7 @@ type provider struct {
 	timeout time.Duration
 	limit   *rate.Limiter
 	breaker circuitbreaker.CircuitBreaker[any]
+	probing atomic.Bool // a worker is finding out whether it works again
 	dialing retrypolicy.RetryPolicy[*connection]
 	http    *http.Client // for look-ups
 }
@@ -76,7 +78,7 @@ func newProvider(a access, log *slog.Logger, perSecond float64, timeout, circuit
 			return nil, err
 		}
 	}
-	return &provider{
+	p := &provider{
 		access: a, host: host, port: port, timeout: timeout,
 		limit: rate.NewLimiter(rate.Limit(perSecond), max(1, int(perSecond/10))),
 		// Half of twenty tries: one bad mailbox does not close the way for everybody, a provider that refuses all does.
@@ -88,17 +90,29 @@ func newProvider(a access, log *slog.Logger, perSecond float64, timeout, circuit
 				log.Warn("mail provider's circuit changed", slog.String("provider", a.name),
 					slog.String("from", e.OldState.String()), slog.String("to", e.NewState.String()))
 			}).Build(),
-		dialing: retrypolicy.NewBuilder[*connection]().
-			WithMaxRetries(2).
-			WithBackoff(50*time.Millisecond, time.Second).
-			WithJitterFactor(0.25).
-			ReturnLastFailure().Build(),
 		http: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second}},
-	}, nil
+	}
+	p.dialing = retrypolicy.NewBuilder[*connection]().
+		WithMaxRetries(2).
+		WithBackoff(50*time.Millisecond, time.Second).
+		WithJitterFactor(0.25).
+		AbortIf(func(*connection, error) bool { return !p.healthy() }). // another worker has found out already
+		ReturnLastFailure().Build()
+	return p, nil
 }
 
-// usable reports whether a mail may be tried now.
-func (p *provider) usable() bool { return !p.breaker.IsOpen() || p.breaker.RemainingDelay() <= 0 }
+// begin asks to give p a batch of emails, of at most the returned size; 0 is none. To a provider that did not work one
+// worker gives one email, to see whether it does again, while the others use the fallback. end must be called after the
+// batch.
+func (p *provider) begin(batch int) (size int, end func()) {
+	switch {
+	case p.healthy():
+		return batch, func() {}
+	case p.breaker.IsOpen() && p.breaker.RemainingDelay() > 0, !p.probing.CompareAndSwap(false, true):
+		return 0, func() {}
+	}
+	return 1, func() { p.probing.Store(false) }
+}
 
 // healthy reports whether the provider accepts mails in general.
 func (p *provider) healthy() bool { return p.breaker.IsClosed() }
@@ -106,22 +120,28 @@ func (p *provider) healthy() bool { return p.breaker.IsClosed() }
 func (p *provider) close() { p.http.CloseIdleConnections() }
 
 // deliver sends msg over the worker's connection to p, and over a new one if that turns out to be dead before the mail
-// has left. hold is called when the mail is about to leave: connecting may have taken longer than the lease. Its error is
-// returned and nothing is sent.
+// has left. hold is called when the mail is about to leave, and before anything that takes long. Its error is returned
+// and nothing is sent.
 func (p *provider) deliver(ctx context.Context, conns connections, msg *mail.Msg, hold func() error) (answer, error) {
 	a := answer{fate: unreachable, during: connecting}
 	if !p.breaker.TryAcquirePermit() {
 		return a, nil
 	}
+	var err error
 	for range 2 {
-		conn, reused, err := conns.get(ctx, p)
-		if err != nil {
-			p.breaker.Open() // it was tried three times; every other mail would find the same
-			return a, nil    //nolint:nilerr // a provider that is away is an answer
+		if err = hold(); err != nil {
+			break
 		}
-		if err := hold(); err != nil {
-			p.breaker.RecordFailure() // a permit has to be given back with some verdict
-			return a, err
+		conn, reused := conns[p], true
+		if conn == nil {
+			if conn, err = p.dial(ctx); err != nil {
+				p.breaker.Open() // every other mail would find the same
+				return a, nil    //nolint:nilerr // a provider that is away is an answer
+			}
+			conns[p], reused = conn, false
+			if err = hold(); err != nil {
+				break
+			}
 		}
 		a = judge(msg, conn.client.SendWithSMTPClient(conn.smtp, msg))
 		conn.used = time.Now()
@@ -137,7 +157,7 @@ func (p *provider) deliver(ctx context.Context, conns connections, msg *mail.Msg
 	} else {
 		p.breaker.RecordFailure()
 	}
-	return a, nil
+	return a, err
 }
 
 // connecting is what an answer is about when no mail was tried.
@@ -185,16 +205,24 @@ type connections map[*provider]*connection
 // idleTimeout is how long a connection is kept without a mail. Providers close theirs after a few minutes.
 const idleTimeout = 30 * time.Second
 
-func (c connections) get(ctx context.Context, p *provider) (conn *connection, reused bool, err error) {
-	if conn := c[p]; conn != nil {
-		return conn, true, nil
+// connect sees to it that there is a connection to p, and opens p's circuit when there can be none. One that worked is given
+// more than one chance.
+func (c connections) connect(ctx context.Context, p *provider) error {
+	if c[p] != nil {
+		return nil
 	}
-	conn, err = failsafe.With[*connection](p.dialing).WithContext(ctx).Get(func() (*connection, error) { return p.dial(ctx) })
+	dial := func() (*connection, error) { return p.dial(ctx) }
+	var err error
+	if p.healthy() {
+		c[p], err = failsafe.With[*connection](p.dialing).WithContext(ctx).Get(dial)
+	} else {
+		c[p], err = dial()
+	}
 	if err != nil {
-		return nil, false, err
+		delete(c, p)
+		p.breaker.Open()
 	}
-	c[p] = conn
-	return conn, false, nil
+	return err
 }
 
 func (p *provider) dial(ctx context.Context) (*connection, error) {
@@ -205,7 +233,7 @@ func (p *provider) dial(ctx context.Context) (*connection, error) {
 		mail.WithoutRset(), // nothing follows a mail but the next one
 		mail.WithDialContextFunc(func(ctx context.Context, network, addr string) (net.Conn, error) {
 			var err error
-			c.raw, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, network, addr)
+			c.raw, err = (&net.Dialer{Timeout: 3 * time.Second}).DialContext(ctx, network, addr)
 			return c.raw, err
 		}),
 	}

@@ -141,11 +141,21 @@ func (s *sender) work(ctx context.Context) {
 
 // round works on one batch and returns how many emails it had.
 func (s *sender) round(ctx context.Context, conns connections) (n int, err error) {
-	p := s.usable()
+	p, size, end := s.choose()
 	if p == nil {
 		return 0, nil // every circuit is open; nothing is claimed, so nothing is counted against anybody
 	}
-	b, err := s.claim(ctx, p.name)
+	defer end()
+	// A connection first: emails are not taken while nobody knows whether they can be sent, however long that takes.
+	if conns[p] == nil {
+		if due, err := s.due(ctx); err != nil || !due {
+			return 0, err
+		}
+		if err := conns.connect(ctx, p); err != nil {
+			return 0, err
+		}
+	}
+	b, err := s.claim(ctx, p.name, size)
 	if err != nil {
 		return 0, err
 	}
@@ -154,7 +164,7 @@ func (s *sender) round(ctx context.Context, conns connections) (n int, err error
 		e := &b.emails[i]
 		var o outcome
 		switch {
-		case ctx.Err() != nil || !p.usable():
+		case ctx.Err() != nil || i > 0 && !p.healthy():
 			o = s.release(ctx, e)
 		case e.InDoubt:
 			o = s.ask(ctx, e)
@@ -173,14 +183,14 @@ func (s *sender) round(ctx context.Context, conns connections) (n int, err error
 	return len(b.emails), nil
 }
 
-// usable returns the provider to send to, or nil while none works.
-func (s *sender) usable() *provider {
+// choose returns the first provider that takes emails, and how many; nil while none does.
+func (s *sender) choose() (p *provider, size int, end func()) {
 	for _, p := range s.providers {
-		if p.usable() {
-			return p
+		if size, end := p.begin(s.batch); size > 0 {
+			return p, size, end
 		}
 	}
-	return nil
+	return nil, 0, func() {}
 }
 
 // release puts an email back that nothing was done with: at once when this process ends, later when it is the provider

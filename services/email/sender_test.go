@@ -70,8 +70,14 @@ func TestAProviderThatRefusesEverythingFailsNoEmail(t *testing.T) {
 	orders := o.queue(t, 40)
 	o.start(t)
 	waitFor(t, "the circuit to open", func() bool { return o.count(t, `attempts > 0 AND state = 'queued'`) >= 10 })
+	if _, err := o.Pool.Exec(t.Context(), `UPDATE email.emails SET attempts = $1`, permanentTries); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "an email to be tried more often than would fail it", func() bool {
+		return o.count(t, fmt.Sprintf(`attempts > %d AND state = 'queued'`, permanentTries)) > 0
+	})
 	o.post.fault(t, `{}`)
-	o.await(t, 40, stateSent)
+	o.await(t, len(orders), stateSent)
 	o.wantOnce(t, orders)
 }
 
@@ -214,7 +220,7 @@ func TestALostLeaseSendsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.providers[0].close() })
-	b, err := s.claim(t.Context(), "primary")
+	b, err := s.claim(t.Context(), "primary", 1)
 	if err != nil || len(b.emails) != 1 {
 		t.Fatalf("claim: got %d emails, %v, want 1", len(b.emails), err)
 	}
@@ -244,7 +250,10 @@ func TestAnAbsentProviderIsWaitedFor(t *testing.T) {
 	o.post.stop()
 	orders := o.queue(t, 30)
 	o.start(t)
-	waitFor(t, "tries to connect", func() bool { return o.count(t, `provider = 'primary'`) > 0 })
+	waitFor(t, "tries to connect", func() bool { return strings.Contains(o.said.String(), "to=open") })
+	if n := o.count(t, `state <> 'queued' OR attempts > 0`); n != 0 {
+		t.Errorf("emails taken while the provider is away: got %d, want 0", n)
+	}
 	o.post = startPostAt(t, o.post)
 	o.await(t, len(orders), stateSent)
 	o.wantOnce(t, orders)
@@ -265,6 +274,26 @@ func TestTheFallbackTakesOverWhileThePrimaryIsAway(t *testing.T) {
 	o.await(t, len(orders), stateSent)
 	o.post = fallback
 	o.wantOnce(t, orders)
+}
+
+// A provider that neither answers nor refuses keeps the one worker waiting that looks whether it is back, not the others.
+func TestAMuteProviderDoesNotSlowTheFallback(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	mute := newMute(t)
+	o.cfg.FallbackSMTPAddr, o.cfg.FallbackLookupURL = o.cfg.SMTPAddr, o.cfg.LookupURL
+	o.cfg.SMTPAddr, o.cfg.SendTimeout = mute.addr, time.Second
+	o.start(t)
+	first := o.queue(t, 40)
+	o.await(t, len(first), stateSent) // by the fallback, after a worker found the primary mute
+	waitFor(t, "the others to find out", func() bool { return mute.now.Load() <= 1 })
+	mute.most.Store(0)
+	orders := append(first, o.queue(t, 200)...)
+	o.await(t, len(orders), stateSent)
+	o.wantOnce(t, orders)
+	if n := mute.most.Load(); n > 1 {
+		t.Errorf("workers waiting for the mute provider at once: got %d, want 1", n)
+	}
 }
 
 // A provider closes connections that were idle; the next mail must not pay for it.
@@ -361,10 +390,9 @@ func TestAClaimTakesOnlyWhatIsDueAndFree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.batch = 1
 	var got []uuid.UUID
 	for range 3 {
-		b, err := s.claim(t.Context(), "primary")
+		b, err := s.claim(t.Context(), "primary", 1)
 		if err != nil {
 			t.Fatal(err)
 		}
