@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/orderflow-dev/orderflow/internal/filelock"
 )
 
 const superuser = "postgres"
@@ -55,7 +57,7 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 	}
 	s, err := startLocked(ctx, opts, as)
 	if err != nil {
-		_ = lock.Close()
+		_ = filelock.Close(lock)
 		return nil, err
 	}
 	s.lock = lock
@@ -215,7 +217,7 @@ func (s *Server) Exited() <-chan struct{} { return s.exited }
 // Stop shuts the server down: sessions are cut, data is written out. When ctx ends before that is done it is made to end at
 // once, which costs the next start a recovery and loses nothing. The second Stop does nothing.
 func (s *Server) Stop(ctx context.Context) error {
-	defer func() { _ = s.lock.Close() }()
+	defer func() { _ = filelock.Close(s.lock) }()
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
 		if err := s.cmd.Process.Signal(signal); errors.Is(err, os.ErrProcessDone) {
 			<-s.exited

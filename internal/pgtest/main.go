@@ -8,13 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
+	"github.com/orderflow-dev/orderflow/internal/filelock"
 	"github.com/orderflow-dev/orderflow/internal/localpg"
 )
 
@@ -166,6 +166,6 @@ func abandoned(dir string) bool {
 	if err != nil {
 		return errors.Is(err, fs.ErrNotExist)
 	}
-	defer func() { _ = lock.Close() }()
-	return syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
+	defer func() { _ = filelock.Close(lock) }()
+	return filelock.TryLock(lock) == nil
 }

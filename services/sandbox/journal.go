@@ -11,8 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/orderflow-dev/orderflow/internal/filelock"
 )
 
 const journalFile = "journal.jsonl"
@@ -117,8 +118,8 @@ func openJournal(dir string, log *slog.Logger, apply func(entry, span) error) (*
 
 func (j *journal) load(log *slog.Logger, apply func(entry, span) error) error {
 	// Two sandboxes on one journal would each miss what the other answered for.
-	if err := syscall.Flock(int(j.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return fmt.Errorf("lock the journal %s, which another sandbox may be using: %w", j.file.Name(), err)
+	if err := filelock.TryLock(j.file); err != nil {
+		return fmt.Errorf("lock the journal, which another sandbox may be using: %w", err)
 	}
 	good, torn, err := j.read(apply)
 	if err != nil {
@@ -288,7 +289,7 @@ func (j *journal) close() error {
 	if j.err == nil {
 		j.err = errJournalClosed
 	}
-	return errors.Join(err, j.file.Close())
+	return errors.Join(err, filelock.Close(j.file))
 }
 
 // syncDir makes a newly created file's name durable.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/orderflow-dev/orderflow/internal/filelock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,14 +34,14 @@ func TestRunTellsTheSecondInstanceWhoHoldsTheFolder(t *testing.T) {
 	if inUse.PID != os.Getpid() || time.Since(inUse.Since) > time.Minute || !strings.Contains(err.Error(), dir) {
 		t.Errorf("Run on a folder in use = %v, want folder, process %d and since when", err, os.Getpid())
 	}
-	if err := lock.Close(); err != nil {
+	if err := filelock.Close(lock); err != nil {
 		t.Fatal(err)
 	}
 	again, err := lockDataDir(dir)
 	if err != nil {
 		t.Fatalf("lockDataDir after its holder ended = %v, want the lock", err)
 	}
-	_ = again.Close()
+	_ = filelock.Close(again)
 }
 
 func TestReadReadyBelievesALivingProcessOnly(t *testing.T) {

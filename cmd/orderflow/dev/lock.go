@@ -7,8 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
+
+	"github.com/orderflow-dev/orderflow/internal/filelock"
 )
 
 // InUse is the error of [Run] on a folder that another process uses.
@@ -42,10 +43,10 @@ func lockDataDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the data folder: %w", err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := filelock.TryLock(file); err != nil {
 		defer file.Close()
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		if !errors.Is(err, filelock.ErrHeld) {
+			return nil, err
 		}
 		inUse := &InUse{DataDir: dir}
 		var by holder

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/orderflow-dev/orderflow/internal/filelock"
 )
 
 // Run starts the system, says on Options.Out where it listens, keeps it going until ctx ends, and stops it in the reverse
@@ -26,7 +28,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer func() { _ = filelock.Close(lock) }()
 
 	log, logFile, err := openLog(opts)
 	if err != nil {
