@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/orderflow-dev/orderflow/internal/config"
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 )
 
 func TestListPrintsTheSameOrdersInEveryFormat(t *testing.T) {
@@ -155,6 +156,7 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 
 func TestServicesListEveryMistakeAtOnce(t *testing.T) {
 	t.Parallel()
+	nowhere := unused(t) // a broker that happens to run on the usual port must not decide
 	for _, tc := range []struct {
 		name string
 		args []string
@@ -166,7 +168,7 @@ func TestServicesListEveryMistakeAtOnce(t *testing.T) {
 		{"email", []string{"email", "--connections", "0"}, []string{"--kafka", "--database-url", "--connections"}},
 		{"warehouse", []string{"warehouse"}, []string{"--kafka", "--database-url"}},
 		{"sandbox", []string{"sandbox", "--smtp-addr", "x"}, []string{"--sandbox-dir", "--smtp-addr"}},
-		{"the public password is refused", []string{"warehouse", "--kafka", "localhost:9092", "--database-url", "postgres://warehouse:orderflow-dev-only@db/x"}, []string{"--dev"}},
+		{"the public password is refused", []string{"warehouse", "--kafka", nowhere, "--database-url", "postgres://warehouse:orderflow-dev-only@db/x"}, []string{"--dev"}},
 		{"a log level that is none", []string{"sandbox", "--sandbox-dir", "/tmp/x", "--log-level", "loud"}, []string{"loud"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -184,5 +186,14 @@ func TestServicesListEveryMistakeAtOnce(t *testing.T) {
 				t.Errorf("orderflow %v repeats a password: %q", tc.args, got.stderr)
 			}
 		})
+	}
+}
+
+func TestServicesRefuseTheEmbeddedBroker(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t)
+	got := orderflow(t.Context(), "warehouse", "--kafka", broker.Addrs[0], "--database-url", "postgres://warehouse:secret@"+unused(t)+"/x")
+	if got.code != exitUsage || !strings.Contains(got.stderr, "embedded broker") || !strings.Contains(got.stderr, "--dev") {
+		t.Errorf("warehouse on an embedded broker = exit %d, %q; want %d and how to allow it", got.code, got.stderr, exitUsage)
 	}
 }

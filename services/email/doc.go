@@ -12,6 +12,8 @@
 // needs no question: a 4xx is tried again with growing delays, a 5xx a few times, then the email is failed, where a person
 // finds it.
 //
-// The promise ends where the provider's look-up does. Without [Config.LookupURL] an email in doubt is sent again under
+// The promise ends where the provider's look-up does. It must know of every mail two seconds after the connection that
+// brought it has ended; and a process that is frozen in the instant between its look at the lease and the first byte, for
+// longer than the lease, sends what another has sent meanwhile. Without [Config.LookupURL] an email in doubt is sent again under
 // the same Message-ID, and it is the provider that has to drop the second one.
 package email

@@ -15,6 +15,7 @@ const (
 var (
 	smtpFaults    = []string{"", "451", "550", faultDrop, faultSlow}
 	paymentFaults = []string{"", "500", "503", faultDrop, faultSlow}
+	lookupFaults  = []string{"", "404", "503"}
 )
 
 // Faults is the body of POST /v1/faults; it replaces what was set before, so {} ends every fault.
@@ -29,6 +30,11 @@ type Faults struct {
 	Payments string `json:"payments"`
 	// PaymentsCount is how many requests are hit; 0 is all until the fault is replaced.
 	PaymentsCount int `json:"payments_count"`
+	// Lookups is what happens to GET requests about payment intents: "404" answers as a provider does whose look-ups lag
+	// behind what it has done, "503" not at all.
+	Lookups string `json:"lookups"`
+	// LookupsCount is how many look-ups are hit; 0 is all until the fault is replaced.
+	LookupsCount int `json:"lookups_count"`
 }
 
 func (f Faults) check() error {
@@ -38,7 +44,10 @@ func (f Faults) check() error {
 	if !slices.Contains(paymentFaults, f.Payments) {
 		return fmt.Errorf("payments is one of %q", paymentFaults)
 	}
-	if f.SMTPCount < 0 || f.PaymentsCount < 0 {
+	if !slices.Contains(lookupFaults, f.Lookups) {
+		return fmt.Errorf("lookups is one of %q", lookupFaults)
+	}
+	if f.SMTPCount < 0 || f.PaymentsCount < 0 || f.LookupsCount < 0 {
 		return fmt.Errorf("counts are not negative")
 	}
 	return nil
@@ -74,6 +83,13 @@ func (b *faultBox) nextPayment() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return take(&b.set.Payments, &b.set.PaymentsCount)
+}
+
+// nextLookup returns the fault that hits the look-up at hand, or "".
+func (b *faultBox) nextLookup() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return take(&b.set.Lookups, &b.set.LookupsCount)
 }
 
 func take(fault *string, count *int) string {

@@ -148,7 +148,10 @@ func (s *server) findIntent(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) finishLookup(w http.ResponseWriter, in intent, ok bool) {
 	out := outcome{answer: notFound()}
-	if ok {
+	switch fault := s.faults.nextLookup(); {
+	case fault == "503":
+		out.answer = unavailable()
+	case ok && fault != "404":
 		out.answer = answerWith(http.StatusOK, in)
 	}
 	s.finish(w, out, s.journal.commit())
@@ -225,7 +228,7 @@ func (s *server) faulty(next http.HandlerFunc) http.HandlerFunc {
 			s.write(w, refuse(http.StatusInternalServerError, "internal_error", "Nothing was done."))
 		case "503":
 			w.Header().Set("Retry-After", "1")
-			s.write(w, refuse(http.StatusServiceUnavailable, "unavailable", "Nothing was done."))
+			s.write(w, unavailable())
 		case faultDrop:
 			next(discard{header: http.Header{}}, r)
 			drop(w)
@@ -239,6 +242,10 @@ func (s *server) faulty(next http.HandlerFunc) http.HandlerFunc {
 			next(w, r)
 		}
 	}
+}
+
+func unavailable() *answer {
+	return refuse(http.StatusServiceUnavailable, "unavailable", "Nothing was done.")
 }
 
 // discard is the answer that is lost.

@@ -207,6 +207,26 @@ func TestBadPaymentRequestsAreRefused(t *testing.T) {
 	}
 }
 
+// F22: a look-up that lags behind says no about what is there.
+func TestALookupFaultIsOverAfterItsCount(t *testing.T) {
+	t.Parallel()
+	b, _ := start(t, Config{})
+	id := b.create(t, "k", "pm_ok", "order")
+	for _, tc := range []struct {
+		fault string
+		want  int
+	}{{"404", 404}, {"503", 503}} {
+		b.post(t, "/v1/faults", "", `{"lookups":"`+tc.fault+`","lookups_count":2}`)
+		got := []int{
+			b.get(t, "/v1/payment_intents?idempotency_key=k").status, b.get(t, "/v1/payment_intents/"+id).status,
+			b.get(t, "/v1/payment_intents/"+id).status,
+		}
+		if got[0] != tc.want || got[1] != tc.want || got[2] != 200 {
+			t.Errorf("look-ups under fault %s: got %v, want %d twice, then 200", tc.fault, got, tc.want)
+		}
+	}
+}
+
 func TestAPaymentFaultIsOverAfterItsCount(t *testing.T) {
 	t.Parallel()
 	b, _ := start(t, Config{})
