@@ -1,6 +1,5 @@
 BIN := bin
 GO  ?= go
-export CGO_ENABLED ?= 1
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -19,7 +18,7 @@ build: ## Build bin/orderflow
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orderflow ./cmd/orderflow
 
 test: ## Run every test, race detector on; starts the servers it needs
-	$(GO) test $(TESTFLAGS) -race -shuffle=on -timeout 10m ./...
+	CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -timeout 10m ./...
 
 lint: $(BIN)/golangci-lint ## Run the linters
 	$(BIN)/golangci-lint run ./...

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -57,9 +56,10 @@ func (o Options) withDefaults() Options {
 // Open returns a pool that has connected once. The caller closes it. The error of a Postgres that does not answer wraps
 // [ErrUnreachable].
 //
-// Settings in the URL win over opts. The timeouts travel as startup parameters, which PgBouncer refuses unless they are in
-// its ignore_startup_parameters; it then drops them, and they belong on the role (ALTER ROLE … SET). Queries run in cache_describe mode, which leaves nothing behind on the server: it
-// works behind PgBouncer in transaction mode, where the next transaction may be on another session.
+// Settings in the URL win over opts. Queries run as prepared statements, which halves what they cost Postgres. Behind
+// PgBouncer in transaction mode, where the next transaction may be on another session, add
+// default_query_exec_mode=cache_describe to the URL. The timeouts travel as startup parameters, which PgBouncer refuses
+// unless they are in its ignore_startup_parameters; it then drops them, and they belong on the role (ALTER ROLE … SET).
 func Open(ctx context.Context, url string, opts Options) (*pgxpool.Pool, error) {
 	opts = opts.withDefaults()
 	config, err := pgxpool.ParseConfig(url)
@@ -85,9 +85,6 @@ func Open(ctx context.Context, url string, opts Options) (*pgxpool.Pool, error) 
 
 func (o Options) apply(config *pgxpool.Config) {
 	conn := config.ConnConfig
-	if conn.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
-		conn.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-	}
 	if conn.ConnectTimeout == 0 {
 		conn.ConnectTimeout = o.ConnectTimeout
 	}

@@ -54,9 +54,10 @@ func TestOpenSetsTheTimeoutsOfEverySession(t *testing.T) {
 	}
 }
 
-func TestOpenLeavesNoPreparedStatementsOnTheServer(t *testing.T) {
+func TestOpenLeavesNoPreparedStatementsOnTheServerBehindAPooler(t *testing.T) {
 	t.Parallel()
-	pool, err := postgres.Open(t.Context(), pgtest.NewEmpty(t).URL, postgres.Options{MaxConns: 1})
+	url := pgtest.NewEmpty(t).URL + "&default_query_exec_mode=cache_describe"
+	pool, err := postgres.Open(t.Context(), url, postgres.Options{MaxConns: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
