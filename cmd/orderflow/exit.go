@@ -67,10 +67,12 @@ func exitCode(err error, interrupted bool) int {
 		return problemCode(problem.Status)
 	case errors.Is(err, config.ErrInvalid):
 		return exitUsage
+	// Before the timeout: a try to reach something ends with one when nobody answers.
+	case errors.Is(err, postgres.ErrUnreachable), errors.Is(err, kafka.ErrUnreachable), errors.Is(err, kafka.ErrMissingTopic):
+		return exitUnreachable
 	case errors.Is(err, context.DeadlineExceeded):
 		return exitTimeout
-	case errors.As(err, &unreachable), errors.As(err, &connect), errors.As(err, &network),
-		errors.Is(err, postgres.ErrUnreachable), errors.Is(err, kafka.ErrUnreachable):
+	case errors.As(err, &unreachable), errors.As(err, &connect), errors.As(err, &network):
 		return exitUnreachable
 	}
 	return exitFailure

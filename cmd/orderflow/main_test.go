@@ -12,14 +12,14 @@ import (
 	"sync"
 	"testing"
 
-	"go.uber.org/goleak"
+	"github.com/orderflow-dev/orderflow/internal/pgtest"
 )
 
 func TestMain(m *testing.M) {
 	if rerun() {
 		return
 	}
-	goleak.VerifyTestMain(m)
+	pgtest.Main(m)
 }
 
 // result is what a command line left behind.

@@ -71,6 +71,10 @@ func migrate(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
+	log, err := newLogger(cmd)
+	if err != nil {
+		return err
+	}
 	f := cmd.Flags()
 	if database != "" {
 		password := stringFlag(cmd, "role-password")
@@ -80,10 +84,6 @@ func migrate(cmd *cobra.Command, _ []string) error {
 			return usage("--dev says that this is a development system", "--role-password is the public development password")
 		}
 		chosen, _ := f.GetStringSlice("schemas")
-		log, err := newLogger(cmd)
-		if err != nil {
-			return err
-		}
 		began := time.Now()
 		if err := migrations.Up(ctx, database, migrations.Options{RolePassword: password, Schemas: chosen, Log: log}); err != nil {
 			return err
@@ -94,7 +94,7 @@ func migrate(cmd *cobra.Command, _ []string) error {
 		replication, _ := f.GetInt("replication")
 		patience, _ := f.GetDuration("wait")
 		began := time.Now()
-		if err := kafka.EnsureTopics(ctx, brokers, kafka.TopicOptions{Replication: replication, Wait: patience}); err != nil {
+		if err := kafka.EnsureTopics(ctx, brokers, kafka.TopicOptions{Replication: replication, Wait: newPatience(log, patience)}); err != nil {
 			return err
 		}
 		cmd.PrintErrf("kafka has all %d topics with %d partitions (%.2f s)\n", len(event.Topics()), event.Partitions, time.Since(began).Seconds())

@@ -3,16 +3,19 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/config"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
@@ -30,6 +33,19 @@ func addServeFlags(cmd *cobra.Command, opsAddr string) {
 	}
 	f.Bool("dev", false, "allow what only development may use: the embedded broker, the public passwords and keys")
 	addLogFlags(cmd)
+}
+
+// addWaitFlag is for services that need others.
+func addWaitFlag(cmd *cobra.Command) {
+	cmd.Flags().Duration("wait", await.Default, "how long a start may wait for what is not there yet, Postgres, Kafka and topics together; 0: one try")
+}
+
+// newPatience returns the patience of a --wait, where zero means one try.
+func newPatience(log *slog.Logger, limit time.Duration) *await.Patience {
+	if limit == 0 {
+		limit = -1
+	}
+	return await.New(log, limit)
 }
 
 func addLogFlags(cmd *cobra.Command) {
@@ -52,10 +68,17 @@ func newLogger(cmd *cobra.Command) (*slog.Logger, error) {
 type needs struct {
 	databases map[string]string // flag → URL
 	brokers   []string
+	// refuseDevKey says that the first database must not hold the key that everybody knows.
+	refuseDevKey bool
 }
 
-// serve checks the configuration, refuses what only development may use, and runs the service until a signal ends it.
-func serve(cmd *cobra.Command, n needs, check *config.Check, run func(context.Context, *slog.Logger) error) error {
+// serve checks the configuration, waits for what is needed to refuse what only development may use, and runs the service until
+// a signal ends it. The service is told what is left of --wait.
+func serve(cmd *cobra.Command, n needs, check *config.Check, run func(ctx context.Context, log *slog.Logger, wait time.Duration) error) error {
+	limit, _ := cmd.Flags().GetDuration("wait")
+	if limit < 0 {
+		check.Add("--wait must not be negative, is %v", limit)
+	}
 	if f := cmd.Flags().Lookup("ops-addr"); f != nil && f.Value.String() != "" {
 		check.Address("ops-addr", f.Value.String())
 	}
@@ -78,29 +101,39 @@ func serve(cmd *cobra.Command, n needs, check *config.Check, run func(context.Co
 	if err != nil {
 		return err
 	}
-	if !development && n.brokers != nil {
-		if err := refuseEmbeddedBroker(cmd.Context(), n.brokers); err != nil {
-			return err
-		}
-	}
 	log.Info("service starts", "version", buildVersion().Version, "pid", os.Getpid())
-	if err := run(cmd.Context(), log); err != nil {
+	if err := start(cmd.Context(), log, n, development, limit, run); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
-	log.Info("service stopped")
+	log.Info("service stopped") // also when a signal ended the wait for what it needs
 	return nil
 }
 
+func start(ctx context.Context, log *slog.Logger, n needs, development bool, limit time.Duration, run func(context.Context, *slog.Logger, time.Duration) error) error {
+	patience := newPatience(log, limit)
+	if !development && n.brokers != nil {
+		if err := refuseEmbeddedBroker(ctx, patience, n.brokers); err != nil {
+			return err
+		}
+	}
+	if !development && n.refuseDevKey {
+		if err := refuseDevKey(ctx, patience, n.databases["database-url"]); err != nil {
+			return err
+		}
+	}
+	return run(ctx, log, patience.Left())
+}
+
 // refuseEmbeddedBroker fails when the brokers are the one inside an `orderflow dev`: it is one node without copies.
-func refuseEmbeddedBroker(ctx context.Context, brokers []string) error {
+func refuseEmbeddedBroker(ctx context.Context, patience *await.Patience, brokers []string) error {
+	if err := kafka.AwaitBroker(ctx, patience, brokers); err != nil {
+		return err
+	}
 	client, err := kgo.NewClient(kafka.Options(brokers, nil)...)
 	if err != nil {
 		return fmt.Errorf("set up the Kafka client: %w", err)
 	}
 	defer client.Close()
-	if err := kafka.Ping(ctx, client, brokers); err != nil {
-		return err
-	}
 	meta, err := kadm.NewClient(client).BrokerMetadata(ctx)
 	if err != nil {
 		return fmt.Errorf("ask Kafka for its cluster id: %w", err)
@@ -112,8 +145,8 @@ func refuseEmbeddedBroker(ctx context.Context, brokers []string) error {
 }
 
 // refuseDevKey fails when the api would accept the key that everybody knows.
-func refuseDevKey(ctx context.Context, databaseURL string) error {
-	pool, err := postgres.Open(ctx, databaseURL, postgres.Options{ApplicationName: "api", MaxConns: 1})
+func refuseDevKey(ctx context.Context, patience *await.Patience, databaseURL string) error {
+	pool, err := postgres.Open(ctx, databaseURL, postgres.Options{ApplicationName: "orderflow api", MaxConns: 1, Wait: patience})
 	if err != nil {
 		return err
 	}

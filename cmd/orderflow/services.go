@@ -24,6 +24,7 @@ func newServices() []*cobra.Command {
 func addConsumerFlags(cmd *cobra.Command, role string) {
 	cmd.Flags().String("database-url", "", "Postgres URL of role "+role+" (required)")
 	cmd.Flags().StringSlice("kafka", nil, "brokers as host:port (required)")
+	addWaitFlag(cmd)
 }
 
 func consumerNeeds(cmd *cobra.Command) (needs, error) {
@@ -59,6 +60,7 @@ are each process's own. /docs shows the reference; /healthz, /readyz and /metric
 	f.Duration("body-timeout", 5*time.Second, "how long a client may take to send a body")
 	f.Duration("drain-delay", 0, "how long requests are still accepted after readiness has turned red; behind a load balancer, a little more than the period of its check")
 	f.Duration("keep-keys", 7*24*time.Hour, "how long an Idempotency-Key is remembered")
+	addWaitFlag(cmd)
 	addServeFlags(cmd, "")
 	return cmd
 }
@@ -78,14 +80,9 @@ func runAPI(cmd *cobra.Command, _ []string) error {
 	if cfg.RedisURL != "" {
 		check.URL("redis-url", cfg.RedisURL, "redis", "rediss")
 	}
-	development, _ := f.GetBool("dev")
-	n := needs{databases: map[string]string{"database-url": cfg.DatabaseURL}}
-	return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger) error {
-		if !development {
-			if err := refuseDevKey(ctx, cfg.DatabaseURL); err != nil {
-				return err
-			}
-		}
+	n := needs{databases: map[string]string{"database-url": cfg.DatabaseURL}, refuseDevKey: true}
+	return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
+		cfg.Wait = wait
 		return api.Run(ctx, log, cfg)
 	})
 }
@@ -117,13 +114,17 @@ publish from. Run two or more as hot standbys of each other.`,
 			if len(cfg.Sources) == 0 {
 				check.Add("one of --orders-database-url, --email-database-url and --warehouse-database-url is required")
 			}
-			return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger) error { return relay.Run(ctx, log, cfg) })
+			return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
+				cfg.Wait = wait
+				return relay.Run(ctx, log, cfg)
+			})
 		},
 	}
 	for _, schema := range []string{"orders", "email", "warehouse"} {
 		cmd.Flags().String(flags[schema], "", "Postgres URL of role "+schema+"_relay; empty: not published from")
 	}
 	cmd.Flags().StringSlice("kafka", nil, "brokers as host:port (required)")
+	addWaitFlag(cmd)
 	addServeFlags(cmd, "127.0.0.1:8081")
 	return cmd
 }
@@ -152,7 +153,10 @@ func newOrder() *cobra.Command {
 			}
 			var check config.Check
 			check.URL("payment-url", cfg.PaymentURL, "http", "https")
-			return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger) error { return order.Run(ctx, log, cfg) })
+			return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
+				cfg.Wait = wait
+				return order.Run(ctx, log, cfg)
+			})
 		},
 	}
 	addConsumerFlags(cmd, "orders")
@@ -214,7 +218,10 @@ func runEmail(cmd *cobra.Command, _ []string) error {
 	if cfg.RatePerSecond <= 0 {
 		check.Add("--rate-per-second must be positive, is %g", cfg.RatePerSecond)
 	}
-	return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger) error { return email.Run(ctx, log, cfg) })
+	return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
+		cfg.Wait = wait
+		return email.Run(ctx, log, cfg)
+	})
 }
 
 func newWarehouse() *cobra.Command {
@@ -229,7 +236,10 @@ func newWarehouse() *cobra.Command {
 				return err
 			}
 			cfg := warehouse.Config{DatabaseURL: n.databases["database-url"], Brokers: n.brokers, OpsAddr: stringFlag(cmd, "ops-addr")}
-			return serve(cmd, n, &config.Check{}, func(ctx context.Context, log *slog.Logger) error { return warehouse.Run(ctx, log, cfg) })
+			return serve(cmd, n, &config.Check{}, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
+				cfg.Wait = wait
+				return warehouse.Run(ctx, log, cfg)
+			})
 		},
 	}
 	addConsumerFlags(cmd, "warehouse")
@@ -252,7 +262,7 @@ pm_error_once.`,
 			check.Address("addr", cfg.Addr)
 			check.Address("smtp-addr", cfg.SMTPAddr)
 			check.Required("sandbox-dir", cfg.DataDir)
-			return serve(cmd, needs{}, &check, func(ctx context.Context, log *slog.Logger) error { return sandbox.Run(ctx, log, cfg) })
+			return serve(cmd, needs{}, &check, func(ctx context.Context, log *slog.Logger, _ time.Duration) error { return sandbox.Run(ctx, log, cfg) })
 		},
 	}
 	cmd.Flags().String("addr", "127.0.0.1:8090", "where to serve payments, mail and journal over HTTP")

@@ -3,5 +3,5 @@
 //
 // Topics are created by [EnsureTopics], never by using them, and keep their partition count for ever: with another count
 // a user's key would move to another partition, and the order of the user's messages would be lost. Both EnsureTopics and
-// the services' own check at the start, [CheckTopics], refuse a topic whose count has changed.
+// [Await], with which every service that reads or writes topics starts, refuse a topic whose count has changed.
 package kafka

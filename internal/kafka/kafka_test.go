@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
@@ -122,7 +123,7 @@ func TestCheckTopicsNamesEveryMissingTopic(t *testing.T) {
 
 func TestEnsureTopicsSaysWhereKafkaWasExpected(t *testing.T) {
 	t.Parallel()
-	err := kafka.EnsureTopics(t.Context(), []string{"127.0.0.1:1"}, kafka.TopicOptions{Wait: 100 * time.Millisecond})
+	err := kafka.EnsureTopics(t.Context(), []string{"127.0.0.1:1"}, kafka.TopicOptions{Wait: await.New(nil, 100*time.Millisecond)})
 	if !errors.Is(err, kafka.ErrUnreachable) || !strings.Contains(err.Error(), "127.0.0.1:1") {
 		t.Errorf("EnsureTopics without a broker = %v, want ErrUnreachable and the address", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/event"
 )
 
@@ -31,26 +32,20 @@ type TopicOptions struct {
 	Replication int
 	// Configs are added to, and win over, the settings of every topic that is created.
 	Configs map[string]string
-	// Wait is how long to wait for brokers that are not there yet. Default 15 s.
-	Wait time.Duration
+	// Wait is how long to wait for brokers that are not there yet. Default nil: one try.
+	Wait *await.Patience
 }
 
 // EnsureTopics creates the topics of the order system that are missing, with [event.Partitions] partitions and 7 days of
 // retention. With three copies a write counts once two have it. Topics that are there are left as they are; one with
 // another partition count is refused, and then none is created.
 func EnsureTopics(ctx context.Context, brokers []string, opts TopicOptions) error {
-	if opts.Wait == 0 {
-		opts.Wait = 15 * time.Second
-	}
-	// A client asks for metadata at most every 5 s, which here would be the time from creating topics to seeing them.
-	client, err := kgo.NewClient(append(Options(brokers, nil), kgo.MetadataMinAge(20*time.Millisecond))...)
+	client, err := newAdmin(brokers)
 	if err != nil {
-		return fmt.Errorf("set up the Kafka client: %w", err)
+		return err
 	}
 	defer client.Close()
-	waiting, cancel := context.WithTimeout(ctx, opts.Wait)
-	defer cancel()
-	if err := Ping(waiting, client, brokers); err != nil {
+	if err := awaitBroker(ctx, opts.Wait, client, brokers); err != nil {
 		return err
 	}
 	missing, err := inspectTopics(ctx, client)

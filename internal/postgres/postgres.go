@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/orderflow-dev/orderflow/internal/await"
 )
 
 // ErrUnreachable is returned by [Open] when Postgres does not answer or refuses to.
@@ -28,8 +30,8 @@ type Options struct {
 	// IdleInTransactionTimeout cuts a session that holds a transaction open and does nothing. It bounds how long a frozen
 	// process keeps its locks, so another one waits no longer than this. Default 10 s, negative: none.
 	IdleInTransactionTimeout time.Duration
-	// Wait is how long Open waits for a Postgres that is not there yet. Default 0: one try.
-	Wait time.Duration
+	// Wait is how long Open waits for a Postgres that is not there yet. Default nil: one try.
+	Wait *await.Patience
 	// ConnectTimeout bounds one try. Default 5 s.
 	ConnectTimeout time.Duration
 }
@@ -76,9 +78,9 @@ func Open(ctx context.Context, url string, opts Options) (*pgxpool.Pool, error) 
 	if err != nil {
 		return nil, fmt.Errorf("set up the Postgres pool: %w", err)
 	}
-	if err := waitFor(ctx, pool, opts); err != nil {
+	if err := connect(ctx, pool, opts.Wait); err != nil {
 		pool.Close()
-		return nil, unreachable(config.ConnConfig, err)
+		return nil, err
 	}
 	return pool, nil
 }
@@ -105,18 +107,12 @@ func (o Options) apply(config *pgxpool.Config) {
 	timeout("idle_in_transaction_session_timeout", o.IdleInTransactionTimeout)
 }
 
-// waitFor connects once, trying again until opts.Wait has passed. A wrong password or database is not waited for.
-func waitFor(ctx context.Context, pool *pgxpool.Pool, opts Options) error {
-	deadline := time.Now().Add(opts.Wait)
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		err := pool.Ping(ctx)
-		if err == nil || !Outage(err) || ctx.Err() != nil || time.Now().Add(pause).After(deadline) {
-			return err
+// connect connects once. A wrong password or database is not waited for.
+func connect(ctx context.Context, pool *pgxpool.Pool, patience *await.Patience) error {
+	return patience.For(ctx, "postgres", func(ctx context.Context) error {
+		if err := pool.Ping(ctx); err != nil {
+			return unreachable(pool.Config().ConnConfig, err)
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pause):
-		}
-	}
+		return nil
+	}, Outage)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/pgtest"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
 )
@@ -119,7 +120,7 @@ func TestOpenWaitsForAPostgresThatComesLate(t *testing.T) {
 	door := newDoor(t, upstream)
 	opened := make(chan error, 1)
 	go func() {
-		pool, err := postgres.Open(t.Context(), strings.Replace(db.URL, upstream, door.addr, 1), postgres.Options{Wait: 20 * time.Second})
+		pool, err := postgres.Open(t.Context(), strings.Replace(db.URL, upstream, door.addr, 1), postgres.Options{Wait: await.New(nil, 20*time.Second)})
 		if err == nil {
 			pool.Close()
 		}

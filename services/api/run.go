@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/config"
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
@@ -29,6 +30,8 @@ type Config struct {
 	RedisURL string
 	// OpsAddr serves /healthz, /readyz and /metrics a second time, for a network that clients do not reach. Default none.
 	OpsAddr string
+	// Wait is how long a start may wait for Postgres. Default 60 s, negative: one try.
+	Wait time.Duration
 	// MaxConns is the most database connections. Default 16.
 	MaxConns int
 	// MaxInFlight is how many requests may hold or wait for a connection; more are told to come back. Default 256.
@@ -89,7 +92,7 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
 	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{
-		ApplicationName: "orderflow api", MaxConns: int32(cfg.MaxConns), Wait: 10 * time.Second,
+		ApplicationName: "orderflow api", MaxConns: int32(cfg.MaxConns), Wait: await.New(log, cfg.Wait),
 		// Below the time a request may take: who waits longer would wait in vain.
 		StatementTimeout: placeTimeout, LockTimeout: resolveLockTimeout,
 	})

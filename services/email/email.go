@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
@@ -53,6 +54,8 @@ type Config struct {
 
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
+	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
+	Wait time.Duration
 	// AfterCommit is called after messages were committed to the outbox, to have them published at once. Optional; it
 	// must not block.
 	AfterCommit func()
@@ -70,11 +73,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// startWait is how long Postgres may keep a start waiting: the two are often started together.
-const startWait = 30 * time.Second
-
-// Run queues and sends emails until ctx ends. It returns an error when it cannot start; once it runs, outages of Postgres,
-// Kafka and the mail provider are waited out.
+// Run queues and sends emails until ctx ends. It waits for what it needs, and returns an error when it cannot start: no
+// Postgres, no Kafka or missing topics within Config.Wait, or at once topics with another number of partitions. Once it
+// runs, outages of Postgres, Kafka and the mail provider are waited out.
 func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	cfg = cfg.withDefaults()
 	tel, err := telemetry.New(event.GroupEmail)
@@ -82,15 +83,19 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
+	patience := await.New(log, cfg.Wait)
 	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{
 		ApplicationName: event.GroupEmail,
 		MaxConns:        int32(8 + cfg.Connections), // the consumer's workers and drainer; the sender's
-		Wait:            startWait,
+		Wait:            patience,
 	})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
+	if err := kafka.Await(ctx, patience, cfg.Brokers); err != nil {
+		return err
+	}
 	sender, err := newSender(pool, log, tel.Meter, cfg, timing{})
 	if err != nil {
 		return err

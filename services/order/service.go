@@ -4,14 +4,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
@@ -30,32 +29,33 @@ type Config struct {
 	PaymentURL string
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
+	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
+	Wait time.Duration
 	// AfterCommit is called after the service has committed messages, to have them published at once. Optional; it must not
 	// block.
 	AfterCommit func()
 }
 
-// startWait is how long Postgres may keep a start waiting: the two are often started together.
-const startWait = 30 * time.Second
-
-// Run runs the order service until ctx ends. It returns an error when it cannot start: no Postgres, no Kafka, or topics that
-// are missing or have another number of partitions. Once it runs, outages are waited out.
+// Run runs the order service until ctx ends. It waits for what it needs, and returns an error when it cannot start: no Postgres,
+// no Kafka or missing topics within Config.Wait, or at once topics with another number of partitions. Once it runs, outages
+// are waited out.
 func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	gateway, err := newGateway(cmp.Or(cfg.PaymentURL, "http://127.0.0.1:8090"))
 	if err != nil {
 		return err
 	}
 	defer gateway.close()
+	patience := await.New(log, cfg.Wait)
 	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{
 		ApplicationName: event.GroupOrder,
 		MaxConns:        16, // the saga's and the inbox's workers, and calls that save their progress
-		Wait:            startWait,
+		Wait:            patience,
 	})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	if err := checkKafka(ctx, log, cfg.Brokers); err != nil {
+	if err := kafka.Await(ctx, patience, cfg.Brokers); err != nil {
 		return err
 	}
 	tel, err := telemetry.New(event.GroupOrder)
@@ -98,16 +98,4 @@ func afterBatch(engine *saga.Engine, published func()) func() {
 			published()
 		}
 	}
-}
-
-func checkKafka(ctx context.Context, log *slog.Logger, brokers []string) error {
-	client, err := kgo.NewClient(kafka.Options(brokers, log)...)
-	if err != nil {
-		return fmt.Errorf("set up the Kafka client: %w", err)
-	}
-	defer client.Close()
-	if err := kafka.Ping(ctx, client, brokers); err != nil {
-		return err
-	}
-	return kafka.CheckTopics(ctx, client)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
@@ -26,6 +27,8 @@ type Config struct {
 	Brokers []string
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
+	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
+	Wait time.Duration
 }
 
 // Source is one outbox.
@@ -38,11 +41,9 @@ type Source struct {
 	Kick <-chan struct{}
 }
 
-// startWait is how long Postgres may keep a start waiting: the two are often started together.
-const startWait = 30 * time.Second
-
-// Run publishes until ctx ends. It returns an error when it cannot start: no Postgres, no Kafka, or topics that are missing
-// or have another number of partitions. Once it runs, outages are waited out.
+// Run publishes until ctx ends. It waits for what it needs, and returns an error when it cannot start: no Postgres, no Kafka
+// or missing topics within Config.Wait, or at once topics with another number of partitions. Once it runs, outages are
+// waited out.
 func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	if len(cfg.Sources) == 0 {
 		return errors.New("the relay has no outbox to publish from")
@@ -59,16 +60,17 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 			l.close()
 		}
 	}()
+	patience := await.New(log, cfg.Wait)
+	if err := kafka.Await(ctx, patience, cfg.Brokers); err != nil {
+		return err
+	}
 	for _, source := range cfg.Sources {
-		l, err := open(ctx, log, cfg.Brokers, source, tel)
+		l, err := open(ctx, log, cfg.Brokers, source, patience, tel)
 		if err != nil {
 			return err
 		}
 		lines = append(lines, l)
 		checks = append(checks, httpserver.Check{Name: "outbox " + source.Schema, Ready: l.ready})
-	}
-	if err := kafka.CheckTopics(ctx, lines[0].client); err != nil {
-		return err
 	}
 	return httpserver.NewOps(tel.Metrics, checks...).Around(ctx, log, cfg.OpsAddr, func(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
@@ -88,7 +90,7 @@ type line struct {
 	kick   <-chan struct{}
 }
 
-func open(ctx context.Context, log *slog.Logger, brokers []string, source Source, tel *telemetry.Telemetry) (_ *line, err error) {
+func open(ctx context.Context, log *slog.Logger, brokers []string, source Source, patience *await.Patience, tel *telemetry.Telemetry) (_ *line, err error) {
 	l := &line{kick: source.Kick}
 	defer func() {
 		if err != nil {
@@ -98,7 +100,7 @@ func open(ctx context.Context, log *slog.Logger, brokers []string, source Source
 	l.pool, err = postgres.Open(ctx, source.DatabaseURL, postgres.Options{
 		ApplicationName: "relay " + source.Schema,
 		MaxConns:        4, // see outbox.NewRelay
-		Wait:            startWait,
+		Wait:            patience,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("outbox of %s: %w", source.Schema, err)
@@ -106,9 +108,6 @@ func open(ctx context.Context, log *slog.Logger, brokers []string, source Source
 	l.client, err = kgo.NewClient(append(kafka.Options(brokers, log), outbox.KafkaOptions()...)...)
 	if err != nil {
 		return nil, fmt.Errorf("set up the Kafka client: %w", err)
-	}
-	if err := kafka.Ping(ctx, l.client, brokers); err != nil {
-		return nil, err
 	}
 	l.relay, err = outbox.NewRelay(l.pool, outbox.NewKafkaPublisher(l.client), outbox.RelayOptions{
 		Schema: source.Schema,

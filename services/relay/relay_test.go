@@ -138,7 +138,9 @@ func TestRunRefusesToStartWhereKeysWouldMove(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			if err := Run(t.Context(), discard(), Config{Sources: source, Brokers: tc.broker.Addrs}); !errors.Is(err, tc.want) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := Run(ctx, discard(), Config{Sources: source, Brokers: tc.broker.Addrs, Wait: -1}); !errors.Is(err, tc.want) {
 				t.Errorf("Run = %v, want %v", err, tc.want)
 			}
 		})

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
@@ -22,26 +23,31 @@ type Config struct {
 	Brokers []string
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
+	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
+	Wait time.Duration
 	// AfterCommit is called after messages were committed to the outbox, to have them published at once. Optional; it
 	// must not block.
 	AfterCommit func()
 }
 
-// startWait is how long Postgres may keep a start waiting: the two are often started together.
-const startWait = 30 * time.Second
-
-// Run ships until ctx ends. It returns an error when it cannot start; once it runs, outages are waited out.
+// Run ships until ctx ends. It waits for what it needs, and returns an error when it cannot start: no Postgres, no Kafka or
+// missing topics within Config.Wait, or at once topics with another number of partitions. Once it runs, outages are waited
+// out.
 func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	tel, err := telemetry.New(event.GroupWarehouse)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
-	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{ApplicationName: event.GroupWarehouse, Wait: startWait})
+	patience := await.New(log, cfg.Wait)
+	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{ApplicationName: event.GroupWarehouse, Wait: patience})
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
+	if err := kafka.Await(ctx, patience, cfg.Brokers); err != nil {
+		return err
+	}
 	consumer, err := inbox.NewConsumer(pool, event.GroupWarehouse, routes(), inbox.Options{
 		Kafka:      kafka.Options(cfg.Brokers, log),
 		AfterBatch: cfg.AfterCommit,

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/localpg"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
@@ -87,7 +88,7 @@ func createDatabase(ctx context.Context, serverURL string) error {
 func (s *system) startKafka(ctx context.Context) ([]string, error) {
 	began := time.Now()
 	if brokers := s.opts.Kafka; len(brokers) > 0 {
-		if err := kafka.EnsureTopics(ctx, brokers, kafka.TopicOptions{}); err != nil {
+		if err := kafka.EnsureTopics(ctx, brokers, kafka.TopicOptions{Wait: await.New(s.log, 15*time.Second)}); err != nil {
 			return nil, err
 		}
 		s.report.part("kafka", "yours, "+strings.Join(brokers, ","), "", time.Since(began))
