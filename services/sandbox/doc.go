@@ -44,4 +44,6 @@
 //
 // In the journal a mail's own kind is email_kind, and its reference is the order's id, from the headers X-Order-ID and
 // X-Email-Kind. Faults are described at [Faults]; they are not state and end with the process.
+//
+// /healthz, /readyz and /metrics are there as in every service. Ready means that the journal can be written.
 package sandbox

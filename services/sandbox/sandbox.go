@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
+	"github.com/orderflow-dev/orderflow/internal/telemetry"
 )
 
 // Config is what the sandbox needs to run.
@@ -62,6 +63,7 @@ type server struct {
 	payments *payments
 	mail     *mailbox
 	faults   faultBox
+	ops      *httpserver.Ops
 	stop     <-chan struct{} // closed when the sandbox stops, so that nothing lingers
 }
 
@@ -88,10 +90,17 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.journal.close()) }()
+	tel, err := telemetry.New("sandbox")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
+	// What cannot remember must not be asked to pay.
+	s.ops = httpserver.NewOps(tel.Metrics, httpserver.Check{Name: "journal", Ready: func(context.Context) error { return s.journal.commit() }})
 
 	log.InfoContext(ctx, "sandbox serves", slog.String("http", httpLn.Addr().String()), slog.String("smtp", smtpLn.Addr().String()),
 		slog.Int64("entries", s.journal.seq))
-	group.Go(func() error { return httpserver.Run(ctx, log, httpLn, s.routes(), httpserver.Options{}) })
+	group.Go(func() error { return httpserver.Run(ctx, log, httpLn, s.routes(), httpserver.Options{Ops: s.ops}) })
 	group.Go(func() error { return serveSMTP(ctx, smtpLn, s.smtpServer()) })
 	group.Go(func() error {
 		select {
@@ -135,9 +144,9 @@ func (s *server) routes() http.Handler {
 		s.write(w, answerWith(http.StatusOK, s.faults.current()))
 	})
 	mux.HandleFunc("POST /v1/faults", s.setFaults)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		s.finish(w, outcome{answer: answerWith(http.StatusOK, map[string]string{"status": "ok"})}, s.journal.commit())
-	})
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		mux.Handle("GET "+path, s.ops)
+	}
 	return mux
 }
 

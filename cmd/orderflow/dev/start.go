@@ -64,7 +64,7 @@ func (s *system) startSandbox(ctx context.Context) error {
 			Listener: web, SMTPListener: smtp, DataDir: filepath.Join(s.opts.DataDir, "sandbox"),
 		})
 	})
-	if err := s.await(ctx, "sandbox", s.ready.Sandbox+"/healthz"); err != nil {
+	if err := s.await(ctx, "sandbox", s.ready.Sandbox+"/readyz"); err != nil {
 		return err
 	}
 	s.report.part("sandbox", "payments on "+web.Addr().String()+", mail on "+smtp.Addr().String(), join(note, smtpNote), time.Since(began))
@@ -169,6 +169,9 @@ func (s *system) service(ctx context.Context, name string, layer int, detail str
 	if err := s.await(ctx, name, "http://"+ops+"/readyz"); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.ready.Ops[name] = "http://" + ops
+	s.mu.Unlock()
 	s.report.part(name, detail, "", time.Since(began))
 	return nil
 }
