@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orderflow-dev/orderflow/cmd/orderflow/dev"
+	"github.com/orderflow-dev/orderflow/internal/config"
 	"github.com/orderflow-dev/orderflow/internal/localpg"
 )
 
@@ -19,6 +20,9 @@ func newDev() *cobra.Command {
 install but Postgres, and not even that where a download is allowed. Data is kept between runs. The first start adds a
 catalog and 25 orders.
 
+A Postgres of your own (--pg-url) becomes a development system: the roles of the services, which belong to the whole server,
+get the public development password, and its api accepts the public key. Never name one that others can reach.
+
 The services log to dev.log in the data folder; --verbose shows it here. Ctrl-C stops everything in order.`,
 		Example: `  orderflow dev
   orderflow dev --ephemeral --ready-file /tmp/ready.json
@@ -28,9 +32,9 @@ The services log to dev.log in the data folder; --verbose shows it here. Ctrl-C 
 	}
 	f := cmd.Flags()
 	f.String("data-dir", dev.DefaultDataDir(), "folder to keep the data in")
-	f.Bool("ephemeral", false, "use a new temporary folder and remove it at the end")
+	f.Bool("ephemeral", false, "use a new temporary folder, whatever ORDERFLOW_DATA_DIR says, and remove it at the end")
 	f.String("ready-file", "", "file to write addresses to once everything is ready, as JSON, in addition to ready.json in the data folder")
-	f.String("pg-url", "", "use this Postgres: the URL of an owner who may create schemas and roles (default: a private one)")
+	f.String("pg-url", "", "use this Postgres: the URL of an owner who may create schemas and roles; its roles get the public development password (default: a private one)")
 	f.StringSlice("kafka", nil, "use these brokers, host:port (default: an embedded one)")
 	f.String("redis", "", "use this Redis, redis://host:port/0 (default: one in this process)")
 	f.Int("api-port", 0, "port of the api (default: 8080, or a free one when it is taken)")
@@ -74,7 +78,7 @@ func devOptions(cmd *cobra.Command) (dev.Options, error) {
 	if opts.Seed == 0 {
 		opts.Seed = -1 // zero asks for the default
 	}
-	if ephemeral && f.Changed("data-dir") {
+	if ephemeral && config.OnCommandLine(f.Lookup("data-dir")) {
 		return opts, usage("", "--ephemeral and --data-dir exclude each other")
 	}
 	return opts, nil
@@ -83,9 +87,13 @@ func devOptions(cmd *cobra.Command) (dev.Options, error) {
 // devError adds what the user can do about it.
 func devError(err error) error {
 	var inUse *dev.InUse
+	var password *dev.RolePassword
 	switch {
 	case errors.As(err, &inUse):
 		return &failure{code: exitConflict, err: err, hint: "use it, end it with Ctrl-C where it runs, or start another one with --data-dir DIR"}
+	case errors.As(err, &password):
+		return &failure{code: exitConflict, err: err, hint: "if others use it, leave it alone and name another one with --pg-url;\n" +
+			"to make a development system of it: orderflow migrate --dev --database-url URL"}
 	case errors.Is(err, localpg.ErrNoBinaries):
 		return &failure{code: exitUnreachable, err: err, hint: "1. install Postgres (Debian, Ubuntu: apt install postgresql; macOS: brew install postgresql), or\n" +
 			"2. name a running one: orderflow dev --pg-url postgres://USER:PASSWORD@HOST/DATABASE, or\n" +

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,15 +16,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/orderflow-dev/orderflow/cmd/orderflow/dev"
+	"github.com/orderflow-dev/orderflow/internal/localpg"
+	"github.com/orderflow-dev/orderflow/migrations"
 )
 
 // These tests start whole systems, so they are few and run one after the other.
 
 const startLimit = 2 * time.Minute // a download of Postgres and a busy machine included
 
-// waitReady reads the ready file once it is there.
-func waitReady(t *testing.T, path string, ended <-chan struct{}, output func() string) dev.Ready {
+// waitReady reads the ready file once process pid has written it.
+func waitReady(t *testing.T, path string, pid int, ended <-chan struct{}, output func() string) dev.Ready {
 	t.Helper()
 	limit := time.After(startLimit)
 	for {
@@ -33,7 +38,9 @@ func waitReady(t *testing.T, path string, ended <-chan struct{}, output func() s
 			if err := json.Unmarshal(raw, &ready); err != nil {
 				t.Fatalf("ready file %s: %v", raw, err)
 			}
-			return ready
+			if ready.PID == pid {
+				return ready
+			}
 		}
 		select {
 		case <-ended:
@@ -73,7 +80,17 @@ func TestDevTakesAnOrderThroughEveryHop(t *testing.T) {
 		defer close(ended)
 		code = run(ctx, []string{"dev", "--ephemeral", "--ready-file", readyFile, "--seed-orders", "3"}, &out, &out)
 	}()
-	ready := waitReady(t, readyFile, ended, out.String)
+	ready := waitReady(t, readyFile, os.Getpid(), ended, out.String)
+	if !strings.Contains(out.String(), "initdb") {
+		t.Errorf("a first start does not say that it fills the data folder:\n%s", out.String())
+	}
+	for _, service := range []string{"relay", "order", "email", "warehouse"} {
+		wantMetrics(t, service, ready.Ops[service])
+		if !strings.Contains(out.String(), ready.Ops[service]+"/metrics") {
+			t.Errorf("dev does not say where the metrics of %s are:\n%s", service, out.String())
+		}
+	}
+	wantMetrics(t, "sandbox", ready.Sandbox)
 	use := func(args ...string) result {
 		got := orderflow(t.Context(), append(args, "--data-dir", ready.DataDir)...)
 		if got.code != 0 {
@@ -113,6 +130,113 @@ func TestDevTakesAnOrderThroughEveryHop(t *testing.T) {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("after the end %s is still there (%v)", path, err)
 		}
+	}
+}
+
+func wantMetrics(t *testing.T, service, base string) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		resp, err := client.Get(base + path)
+		if err != nil {
+			t.Errorf("%s of %s: %v", path, service, err)
+			continue
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("%s of %s = %s, want 200", path, service, resp.Status)
+		}
+	}
+}
+
+// A script that waits for the ready file of a new run must not find that of a killed one.
+func TestDevRemovesTheReadyFilesOfAKilledRun(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	stale := []string{filepath.Join(dir, "ready.json"), filepath.Join(t.TempDir(), "mine.json")}
+	for _, path := range stale {
+		if err := os.WriteFile(path, []byte(`{"pid":1}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// It never becomes ready, so nothing but its start can remove them.
+	got := orderflow(t.Context(), "dev", "--data-dir", dir, "--ready-file", stale[1], "--pg-url", "postgres://me@"+unused(t)+"/x")
+	if got.code != exitUnreachable {
+		t.Errorf("dev on a Postgres that is not there = exit %d, want %d: %s", got.code, exitUnreachable, got.stderr)
+	}
+	for _, path := range stale {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the stale %s is still there (%v)", path, err)
+		}
+	}
+}
+
+func TestDevOnAMigratedPostgresWithOtherPasswordsSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	password := "of-a-real-system"
+	server, err := localpg.Start(t.Context(), localpg.Options{DataDir: openFolder(t), NoFsync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Stop(context.WithoutCancel(t.Context())) })
+	url := server.URL("postgres")
+	if err := migrations.Up(t.Context(), url, migrations.Options{RolePassword: password}); err != nil {
+		t.Fatal(err)
+	}
+	got := orderflow(t.Context(), "dev", "--data-dir", openFolder(t), "--pg-url", url, "--seed-orders", "0")
+	if got.code != exitConflict || !strings.Contains(got.stderr, "orderflow migrate --dev") {
+		t.Errorf("dev = exit %d, %s; want %d and what to do", got.code, got.stderr, exitConflict)
+	}
+	role, err := migrations.RoleURL(url, "orders", password)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), role)
+	if err != nil {
+		t.Fatalf("the role's own password after dev: %v; want it untouched", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+	var keys int
+	owner, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = owner.Close(context.WithoutCancel(t.Context())) }()
+	if err := owner.QueryRow(t.Context(), `SELECT count(*) FROM orders.api_keys`).Scan(&keys); err != nil || keys != 0 {
+		t.Errorf("api keys after dev = %d, %v; want none added", keys, err)
+	}
+}
+
+// openFolder returns a folder that Postgres' own user can enter when the tests run as root.
+func openFolder(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestEphemeralWinsOverTheDataFolderOfTheEnvironment(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+	}{
+		{"the environment names a folder for many commands", nil, exitUnreachable},
+		{"the command line contradicts itself", []string{"--data-dir", t.TempDir()}, exitUsage},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "kept")
+			t.Setenv("ORDERFLOW_DATA_DIR", dir)
+			args := append([]string{"dev", "--ephemeral", "--pg-url", "postgres://me@" + unused(t) + "/x"}, tc.args...)
+			if got := orderflow(t.Context(), args...); got.code != tc.code {
+				t.Errorf("exit %d, %s; want %d", got.code, got.stderr, tc.code)
+			}
+			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the folder of the environment was touched (%v)", err)
+			}
+		})
 	}
 }
 
@@ -158,15 +282,12 @@ func startDev(t *testing.T, dir string) *process {
 	p := &process{t: t, cmd: command(t, "dev", "--data-dir", dir, "--seed-orders", "2"), ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	readyFile := filepath.Join(dir, "ready.json")
-	if err := os.Remove(readyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = p.cmd.Wait(); close(p.ended) }()
 	t.Cleanup(func() { _ = p.cmd.Process.Kill(); <-p.ended })
-	p.ready = waitReady(t, readyFile, p.ended, p.out.String)
+	p.ready = waitReady(t, readyFile, p.cmd.Process.Pid, p.ended, p.out.String)
 	return p
 }
 
@@ -181,10 +302,7 @@ func (p *process) end(signal syscall.Signal) int {
 }
 
 func TestDevContinuesWhereItsLastRunEnded(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // Postgres runs as another user when the tests run as root
-		t.Fatal(err)
-	}
+	dir := openFolder(t)
 	use := func(args ...string) result { return orderflow(t.Context(), append(args, "--data-dir", dir)...) }
 
 	first := startDev(t, dir)

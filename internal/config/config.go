@@ -49,11 +49,30 @@ func Bind(flags *pflag.FlagSet, lookup func(name string) (string, bool)) error {
 			if err := flags.Set(flag.Name, value); err != nil {
 				check.Add("%s: %v", name, err)
 			}
+			note(flag)
 		case file != "":
 			check.setFromFile(flags, flag, name+fileSuffix, file)
+			note(flag)
 		}
 	})
 	return check.Err()
+}
+
+// fromEnvironment is the annotation of flags that [Bind] has set.
+const fromEnvironment = "orderflow_from_environment"
+
+func note(flag *pflag.Flag) {
+	if flag.Annotations == nil {
+		flag.Annotations = map[string][]string{}
+	}
+	flag.Annotations[fromEnvironment] = nil
+}
+
+// OnCommandLine reports whether the command line itself set the flag: what the environment says, for many commands, is no
+// contradiction to what a command line says for one.
+func OnCommandLine(flag *pflag.Flag) bool {
+	_, noted := flag.Annotations[fromEnvironment]
+	return flag.Changed && !noted
 }
 
 func (c *Check) setFromFile(flags *pflag.FlagSet, flag *pflag.Flag, name, path string) {

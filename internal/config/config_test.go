@@ -73,6 +73,22 @@ func TestBindTakesTheFirstOfFlagEnvironmentFileDefault(t *testing.T) {
 	}
 }
 
+func TestOnCommandLineTellsAFlagFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	flags := newFlags(&settings{})
+	if err := flags.Parse([]string{"--port=2"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := config.Bind(flags, lookup(map[string]string{"ORDERFLOW_DATABASE_URL": "x", "ORDERFLOW_PORT": "3"})); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"port": true, "database-url": false, "wait": false} {
+		if got := config.OnCommandLine(flags.Lookup(name)); got != want {
+			t.Errorf("OnCommandLine(--%s) = %v, want %v", name, got, want)
+		}
+	}
+}
+
 func TestBindReadsListsAndDurations(t *testing.T) {
 	t.Parallel()
 	var s settings

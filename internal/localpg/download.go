@@ -22,12 +22,13 @@ const downloadMajor = 17
 // Download fetches Postgres binaries (some 30 MB) into the user's cache, /var/cache/orderflow for root, and returns them.
 // A later call finds them there. The archive is checked against the checksum published with it.
 func Download(ctx context.Context) (Binaries, error) {
-	return downloader{cache: cacheDir()}.download(ctx)
+	return downloader{cache: cacheDir(), progress: func(string) {}}.download(ctx)
 }
 
 type downloader struct {
 	cache      string
 	repository string // "": the default of embedded-postgres
+	progress   func(what string)
 }
 
 func (d downloader) download(ctx context.Context) (Binaries, error) {
@@ -35,6 +36,7 @@ func (d downloader) download(ctx context.Context) (Binaries, error) {
 	if b, err := inspect(ctx, filepath.Join(final, "bin")); err == nil {
 		return b, nil
 	}
+	d.progress("none is installed: downloading PostgreSQL " + strconv.Itoa(downloadMajor) + ", some 30 MB, into " + d.cache)
 	if err := os.MkdirAll(d.cache, 0o755); err != nil { //nolint:gosec // the server may run as another user
 		return Binaries{}, fmt.Errorf("make the cache folder for Postgres: %w", err)
 	}

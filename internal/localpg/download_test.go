@@ -70,7 +70,8 @@ func newRepository(t *testing.T) *repository {
 func TestDownloadFetchesOnce(t *testing.T) {
 	t.Parallel()
 	from := newRepository(t)
-	d := downloader{cache: filepath.Join(t.TempDir(), "cache"), repository: from.URL}
+	var said []string
+	d := downloader{cache: filepath.Join(t.TempDir(), "cache"), repository: from.URL, progress: func(what string) { said = append(said, what) }}
 	for range 2 {
 		b, err := d.download(t.Context())
 		if err != nil || b.Major != downloadMajor {
@@ -79,6 +80,9 @@ func TestDownloadFetchesOnce(t *testing.T) {
 	}
 	if got := from.fetched.Load(); got != 1 {
 		t.Errorf("archives fetched for two downloads = %d, want 1", got)
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "downloading") {
+		t.Errorf("two downloads said %q, want one note that something is downloaded", said)
 	}
 	left, err := os.ReadDir(d.cache)
 	if err != nil || len(left) != 1 {
@@ -90,7 +94,7 @@ func TestDownloadRefusesAnArchiveWithAnotherChecksum(t *testing.T) {
 	t.Parallel()
 	from := newRepository(t)
 	from.checksum = strings.Repeat("0", 64)
-	d := downloader{cache: filepath.Join(t.TempDir(), "cache"), repository: from.URL}
+	d := downloader{cache: filepath.Join(t.TempDir(), "cache"), repository: from.URL, progress: func(string) {}}
 	if _, err := d.download(t.Context()); err == nil || !strings.Contains(err.Error(), "checksum") {
 		t.Errorf("download with a wrong checksum = %v, want it refused", err)
 	}
@@ -103,7 +107,7 @@ func TestDownloadEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	from := newRepository(t)
 	from.hang = make(chan struct{})
-	d := downloader{cache: filepath.Join(t.TempDir(), "cache"), repository: from.URL}
+	d := downloader{cache: filepath.Join(t.TempDir(), "cache"), repository: from.URL, progress: func(string) {}}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := d.download(ctx); !errors.Is(err, context.DeadlineExceeded) {

@@ -38,6 +38,9 @@ type Options struct {
 	StartTimeout time.Duration
 	// Log receives what is worth knowing. Default: nothing. The server's own log is <DataDir>/postgres.log.
 	Log *slog.Logger
+	// Progress is told of work that can take a while before it begins: a download, the first filling of the data folder.
+	// Default: nobody.
+	Progress func(what string)
 
 	// outlive keeps the server alive when its owner dies, as on systems that cannot tie the two together.
 	outlive bool
@@ -60,6 +63,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
 	}
 	return o, nil
 }
@@ -89,7 +95,7 @@ func (o Options) resolve(ctx context.Context, major int) (Binaries, error) {
 		return b, fmt.Errorf("open %s: its data was made by Postgres %d: %w; install that version, or move the folder away to start empty", o.DataDir, major, err)
 	}
 	o.Log.InfoContext(ctx, "no postgres is installed, using a downloaded one")
-	b, err = Download(ctx)
+	b, err = downloader{cache: cacheDir(), progress: o.Progress}.download(ctx)
 	if err != nil {
 		return b, fmt.Errorf("%w: install Postgres %d or newer, or name a running one, or allow a download (it failed: %w)", ErrNoBinaries, MinMajor, err)
 	}

@@ -81,6 +81,7 @@ func startLocked(ctx context.Context, opts Options, as *account) (*Server, error
 		return nil, err
 	}
 	if major == 0 {
+		opts.Progress("filling a new data folder (initdb)")
 		c := cluster{binDir: bin.Dir, auth: opts.Auth, sync: !opts.NoFsync, as: as}
 		if opts.InitCache != "" {
 			err = c.createFromCache(ctx, opts.InitCache, pgdata, passwordFile)

@@ -1,6 +1,10 @@
 package dev
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+)
 
 // hints prints where everything is and what to try. Every line works as pasted into another shell.
 func (s *system) hints() {
@@ -13,6 +17,13 @@ func (s *system) hints() {
 	s.report.line("  postgres  %s", r.Postgres)
 	s.report.line("  kafka     %s", r.Kafka)
 	s.report.line("  sandbox   %s/v1/mail   %s/v1/journal", r.Sandbox, r.Sandbox)
+	for i, name := range slices.Sorted(maps.Keys(r.Ops)) {
+		label := ""
+		if i == 0 {
+			label = "metrics"
+		}
+		s.report.line("  %-8s  %s/metrics   %s; also /healthz and /readyz", label, r.Ops[name], name)
+	}
 	s.report.line("  addresses for scripts: %s", readyFile(s.opts.DataDir))
 	s.report.line("\nTry:")
 	s.report.line("  %s orders create --random --wait", command)

@@ -27,7 +27,7 @@ func listen(ctx context.Context, port int, insisted bool) (ln net.Listener, note
 	return ln, fmt.Sprintf("port %d is taken", port), nil
 }
 
-// freePort finds a port for the health endpoints of a service in this process, which nobody else needs to know.
+// freePort finds a port for the health endpoints of a service in this process, which the ready file tells.
 func freePort(ctx context.Context) (int, error) {
 	ln, _, err := listen(ctx, 0, true)
 	if err != nil {

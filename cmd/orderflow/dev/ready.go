@@ -13,22 +13,43 @@ import (
 
 // Ready says where the parts of a running system listen. It is the content of ready.json.
 type Ready struct {
-	API      string    `json:"api"`      // base URL
-	APIKey   string    `json:"api_key"`  // of role service
-	Postgres string    `json:"postgres"` // the owner's URL, password included
-	Kafka    string    `json:"kafka"`    // host:port, comma-separated
-	Redis    string    `json:"redis"`    // URL
-	SMTP     string    `json:"smtp"`     // host:port
-	Sandbox  string    `json:"sandbox"`  // base URL
-	PID      int       `json:"pid"`
-	Since    time.Time `json:"since"`
-	DataDir  string    `json:"data_dir"`
+	API      string `json:"api"`      // base URL
+	APIKey   string `json:"api_key"`  // of role service
+	Postgres string `json:"postgres"` // the owner's URL, password included
+	Kafka    string `json:"kafka"`    // host:port, comma-separated
+	Redis    string `json:"redis"`    // URL
+	SMTP     string `json:"smtp"`     // host:port
+	Sandbox  string `json:"sandbox"`  // base URL
+	// Ops are the base URLs of /healthz, /readyz and /metrics, by service. The api and the sandbox have them beside the rest.
+	Ops     map[string]string `json:"ops"`
+	PID     int               `json:"pid"`
+	Since   time.Time         `json:"since"`
+	DataDir string            `json:"data_dir"`
 }
 
 // ErrNotRunning is returned by [ReadReady] when no system runs on the folder.
 var ErrNotRunning = errors.New("no orderflow dev is running")
 
 func readyFile(dataDir string) string { return filepath.Join(dataDir, "ready.json") }
+
+func readyFiles(opts Options) []string {
+	files := []string{readyFile(opts.DataDir)}
+	if opts.ReadyFile != "" {
+		files = append(files, opts.ReadyFile)
+	}
+	return files
+}
+
+// removeStale removes what a killed run has left: a script that waits for a ready file must not find that one. The caller
+// holds the folder's lock, so nobody writes them now.
+func removeStale(opts Options) error {
+	for _, path := range readyFiles(opts) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the ready file of an earlier run: %w", err)
+		}
+	}
+	return nil
+}
 
 // ReadReady returns the addresses of the system that runs on dataDir. A file that a killed process left behind counts as
 // none.

@@ -35,6 +35,11 @@ func (r *report) part(name, detail, note string, took time.Duration) {
 	r.line("  %s  %-10s %-58s %6.2f s", r.paint("32", "✓"), name, detail, took.Seconds())
 }
 
+// progress says what a part does that can take a while.
+func (r *report) progress(name, what string) {
+	r.line("  %s  %-10s %s …", r.paint("2", "·"), name, what)
+}
+
 func (r *report) line(format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -30,6 +30,9 @@ func Run(ctx context.Context, opts Options) (err error) {
 	}
 	defer func() { _ = filelock.Close(lock) }()
 
+	if err := removeStale(opts); err != nil {
+		return err
+	}
 	log, logFile, err := openLog(opts)
 	if err != nil {
 		return err
@@ -119,7 +122,8 @@ const (
 func newSystem(opts Options, log *slog.Logger) *system {
 	return &system{
 		opts: opts, report: newReport(opts.Out), log: log, failed: make(chan error, 16),
-		web: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, // nothing stays open behind a probe
+		ready: Ready{Ops: map[string]string{}},
+		web:   &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, // nothing stays open behind a probe
 	}
 }
 
@@ -198,10 +202,7 @@ func (s *system) stopLayer(ctx context.Context, layer int) error {
 // announce writes the ready files and tells the user.
 func (s *system) announce() error {
 	s.ready.PID, s.ready.Since, s.ready.DataDir = os.Getpid(), time.Now().UTC(), s.opts.DataDir
-	for _, path := range []string{readyFile(s.opts.DataDir), s.opts.ReadyFile} {
-		if path == "" {
-			continue
-		}
+	for _, path := range readyFiles(s.opts) {
 		if err := s.ready.write(path); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/orderflow-dev/orderflow/internal/order"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
@@ -30,7 +31,14 @@ func (s *system) prepareDatabase(ctx context.Context, ownerURL string) error {
 		return err
 	}
 	detail := "up to date"
-	if !upToDate(before) {
+	if upToDate(before) {
+		if err := s.tryRoles(ctx, ownerURL); err != nil {
+			return err
+		}
+	} else {
+		if s.opts.PostgresURL != "" {
+			s.report.progress("schema", "gives the roles of your server the public development password")
+		}
 		if err := migrations.Up(ctx, ownerURL, migrations.Options{RolePassword: migrations.DevRolePassword, Log: s.log}); err != nil {
 			return err
 		}
@@ -44,12 +52,46 @@ func (s *system) prepareDatabase(ctx context.Context, ownerURL string) error {
 	if err := order.SeedCatalog(ctx, conn); err != nil {
 		return err
 	}
+	if s.opts.PostgresURL != "" {
+		s.report.progress("schema", "adds the public api key "+api.DevKey)
+	}
 	key := api.Key{Secret: api.DevKey, Role: api.RoleService, Name: "orderflow dev"}
 	if err := api.AddKey(ctx, conn, key); err != nil {
 		return err
 	}
 	s.report.part("schema", detail+", catalog and api key in place", "", time.Since(began))
 	return nil
+}
+
+// tryRoles logs in as every role, since a Postgres of the user's that is up to date may be a real one: then its passwords are
+// not the public one, and are none of our business.
+func (s *system) tryRoles(ctx context.Context, ownerURL string) error {
+	for _, schema := range schemas {
+		for _, role := range []string{schema, schema + "_relay"} {
+			url, err := migrations.RoleURL(ownerURL, role, migrations.DevRolePassword)
+			if err != nil {
+				return err
+			}
+			conn, err := pgx.Connect(ctx, url)
+			if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && strings.HasPrefix(pgErr.Code, "28") {
+				return &RolePassword{Role: role}
+			}
+			if err != nil {
+				return fmt.Errorf("connect to postgres as %s: %w", role, err)
+			}
+			if err := conn.Close(ctx); err != nil {
+				return fmt.Errorf("connect to postgres as %s: %w", role, err)
+			}
+		}
+	}
+	return nil
+}
+
+// RolePassword is the error of [Run] on a migrated Postgres whose roles do not have the development password.
+type RolePassword struct{ Role string }
+
+func (e *RolePassword) Error() string {
+	return "role " + e.Role + " of this Postgres does not have the public development password"
 }
 
 func upToDate(status []migrations.SchemaStatus) bool {

@@ -43,6 +43,7 @@ func (s *system) startPostgres(ctx context.Context) (string, error) {
 	port := cmp.Or(s.opts.Ports.Postgres, defaultPorts.Postgres)
 	server, err := localpg.Start(ctx, localpg.Options{
 		DataDir: filepath.Join(s.opts.DataDir, "postgres"), Port: port, AnyPort: s.opts.Ports.Postgres == 0, Log: s.log,
+		Progress:   func(what string) { s.report.progress("postgres", what) },
 		NoFsync:    s.opts.Ephemeral, // what is thrown away need not survive a power cut
 		Parameters: map[string]string{"max_connections": "200"},
 	})
