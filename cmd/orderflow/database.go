@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/url"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
@@ -34,4 +36,25 @@ func openSchema(ctx context.Context, ownerURL, schema string) (*pgxpool.Pool, er
 	q.Set("search_path", schema)
 	u.RawQuery = q.Encode()
 	return postgres.Open(ctx, u.String(), postgres.Options{ApplicationName: "orderflow-cli", MaxConns: 2})
+}
+
+// openOwner opens the orders schema of the database that the flags name. The caller closes it.
+func openOwner(cmd *cobra.Command) (*pgxpool.Pool, error) {
+	url, err := ownerURL(cmd)
+	if err != nil {
+		return nil, err
+	}
+	return openSchema(cmd.Context(), url, "orders")
+}
+
+// ownerError adds what to do to the errors of a database that is not migrated, or that the URL's user does not own.
+func ownerError(err error) error {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case ok && (pgErr.Code == "42P01" || pgErr.Code == "3F000"):
+		return fail(exitFailure, "run `orderflow migrate`", "the database is not migrated: %w", err)
+	case ok && pgErr.Code == "42501":
+		return fail(exitFailure, "use the owner's URL, the one that `orderflow migrate` is run with", "%w", err)
+	}
+	return err
 }

@@ -175,3 +175,15 @@ func TestAnInterruptEndsTheWaitOfAStart(t *testing.T) {
 		})
 	}
 }
+
+func waitUntil(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	limit := time.After(20 * time.Second)
+	for !done() {
+		select {
+		case <-limit:
+			t.Fatalf("%s: not within 20 s", what)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

@@ -1,8 +1,10 @@
 package order
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -47,11 +49,6 @@ func SeedCatalog(ctx context.Context, owner Owner) error {
 
 // AddProducts adds products with their stock. A SKU that exists is left as it is.
 func AddProducts(ctx context.Context, owner Owner, offers []Offer) error {
-	skus, names, currencies := make([]string, len(offers)), make([]string, len(offers)), make([]string, len(offers))
-	prices, stock := make([]int64, len(offers)), make([]int64, len(offers))
-	for i, o := range offers {
-		skus[i], names[i], currencies[i], prices[i], stock[i] = o.SKU, o.Name, o.Currency, o.UnitPrice, o.Stock
-	}
 	// The schema is named because an owner's search_path does not lead here.
 	_, err := owner.Exec(ctx, `
 		WITH added AS (
@@ -63,9 +60,42 @@ func AddProducts(ctx context.Context, owner Owner, offers []Offer) error {
 		INSERT INTO orders.stock (sku, initial, available)
 		SELECT sku, stock, stock
 		FROM unnest($1::text[], $5::bigint[]) AS offered (sku, stock)
-		JOIN added USING (sku)`, skus, names, prices, currencies, stock)
+		JOIN added USING (sku)`, columns(offers)...)
 	if err != nil {
 		return fmt.Errorf("add %d products: %w", len(offers), err)
 	}
 	return nil
+}
+
+// PutProducts adds products, and changes those that exist to what offers say: all of them or, with an error, none. Stock is
+// what can be ordered afterwards; what orders have reserved stays theirs. A SKU is in offers once.
+func PutProducts(ctx context.Context, owner Owner, offers []Offer) error {
+	// By SKU, as sagas lock them: two that lock in different orders would wait for each other.
+	offers = slices.SortedFunc(slices.Values(offers), func(a, b Offer) int { return cmp.Compare(a.SKU, b.SKU) })
+	_, err := owner.Exec(ctx, `
+		WITH put AS (
+			INSERT INTO orders.products (sku, name, unit_price, currency)
+			SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[])
+			ON CONFLICT (sku) DO UPDATE
+			SET name = excluded.name, unit_price = excluded.unit_price, currency = excluded.currency
+		)
+		INSERT INTO orders.stock (sku, initial, available)
+		SELECT sku, stock, stock
+		FROM unnest($1::text[], $5::bigint[]) AS offered (sku, stock)
+		ON CONFLICT (sku) DO UPDATE
+		SET available = excluded.available, initial = excluded.available + stock.reserved + stock.shipped`, columns(offers)...)
+	if err != nil {
+		return fmt.Errorf("put %d products into the catalog: %w", len(offers), err)
+	}
+	return nil
+}
+
+// columns returns offers as the arrays that a statement unnests: SKUs, names, prices, currencies, stock.
+func columns(offers []Offer) []any {
+	skus, names, currencies := make([]string, len(offers)), make([]string, len(offers)), make([]string, len(offers))
+	prices, stock := make([]int64, len(offers)), make([]int64, len(offers))
+	for i, o := range offers {
+		skus[i], names[i], currencies[i], prices[i], stock[i] = o.SKU, o.Name, o.Currency, o.UnitPrice, o.Stock
+	}
+	return []any{skus, names, prices, currencies, stock}
 }
