@@ -18,7 +18,8 @@ var ErrNewer = errors.New("the database is of a newer version")
 
 // Options says what [Up] does. The zero value migrates every schema of a database whose roles exist.
 type Options struct {
-	// RolePassword is given to every role, new or not. Empty: roles that exist keep theirs, and a role that does not exist
+	// RolePassword is given to every role, new or not, as a SCRAM-SHA-256 verifier: the server and its log never see it. It
+	// is of printable ASCII characters. Empty: roles that exist keep theirs, and a role that does not exist
 	// is an error, because nobody could log in as it.
 	RolePassword string
 	// Schemas names the schemas to migrate, for services with databases of their own. Default all.

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -85,10 +85,9 @@ func serve(cmd *cobra.Command, n needs, check *config.Check, run func(ctx contex
 	development, _ := cmd.Flags().GetBool("dev")
 	for flag, database := range n.databases {
 		check.URL(flag, database, "postgres", "postgresql")
-		if u, err := url.Parse(database); err == nil && !development {
-			if password, _ := u.User.Password(); password == migrations.DevRolePassword {
-				check.Add("--%s has the public development password; give the role one of its own (`orderflow migrate --role-password`), or say --dev", flag)
-			}
+		// Parsed as the connection does it: a password can stand in more than one place.
+		if parsed, err := pgconn.ParseConfig(database); err == nil && !development && parsed.Password == migrations.DevRolePassword {
+			check.Add("--%s has the public development password; give the role one of its own (`orderflow migrate --role-password`), or say --dev", flag)
 		}
 	}
 	if n.brokers != nil {
@@ -157,7 +156,7 @@ func refuseDevKey(ctx context.Context, patience *await.Patience, databaseURL str
 		return fmt.Errorf("look for the development key: %w", err)
 	}
 	if known {
-		return usage("revoke it: UPDATE orders.api_keys SET revoked_at = now() WHERE name = 'orderflow dev'; or say --dev",
+		return usage("revoke it: orderflow keys revoke 'orderflow dev' --yes; or say --dev",
 			"this database accepts the public development api key")
 	}
 	return nil

@@ -75,13 +75,9 @@ func Open(address string, opts Options) (*Limiter, error) {
 	if address == "" {
 		return l, nil
 	}
-	settings, err := redis.ParseURL(address)
+	settings, err := ParseURL(address)
 	if err != nil {
-		var quoting *url.Error // it quotes the whole address, with the password
-		if errors.As(err, &quoting) {
-			err = quoting.Err
-		}
-		return nil, fmt.Errorf("read the address of redis: %w", err)
+		return nil, err
 	}
 	quiet()
 	settings.DialTimeout, settings.PoolTimeout = opts.Patience, opts.Patience
@@ -92,6 +88,19 @@ func Open(address string, opts Options) (*Limiter, error) {
 	l.client = redis.NewClient(settings)
 	l.shared = redis_rate.NewLimiter(l.client)
 	return l, nil
+}
+
+// ParseURL reads the URL of a Redis. Its error keeps the password to itself.
+func ParseURL(address string) (*redis.Options, error) {
+	settings, err := redis.ParseURL(address)
+	var quoting *url.Error // of an address that cannot be read any part may be the password
+	if errors.As(err, &quoting) {
+		err = errors.New("it must look like redis://user:password@host:6379/0")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the address of redis: %w", err)
+	}
+	return settings, nil
 }
 
 // quiet ends go-redis's own logging, which is the same for all clients of a process and knows neither levels nor our format:

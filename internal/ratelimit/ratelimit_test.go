@@ -155,3 +155,12 @@ func TestOpenKeepsThePasswordToItself(t *testing.T) {
 		}
 	}
 }
+
+func TestAWrongRedisURLKeepsItsPasswordToItself(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{"redis://shop:hunter2@ca\x7fche", "redis://shop:hunter2/x@cache", "http://shop:hunter2@cache"} {
+		if _, err := ratelimit.ParseURL(address); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("ParseURL(%q) = %v, want an error without the password", address, err)
+		}
+	}
+}

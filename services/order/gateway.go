@@ -62,11 +62,9 @@ type gateway struct {
 
 func newGateway(base string) (*gateway, error) {
 	u, err := url.Parse(base)
-	if err != nil {
-		return nil, fmt.Errorf("payment provider's URL: %w", err)
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("payment provider's URL %q is not an http or https URL", u.Redacted())
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		// The parser's message, and the URL that it could not read, may hold a password.
+		return nil, errors.New("the payment provider's URL must look like https://user:password@payments.example/path")
 	}
 	return &gateway{
 		base: strings.TrimSuffix(base, "/"),

@@ -171,3 +171,12 @@ func TestNewGatewayRefusesAnythingButAnHTTPAddress(t *testing.T) {
 		}
 	}
 }
+
+func TestAWrongProviderURLKeepsItsPasswordToItself(t *testing.T) {
+	t.Parallel()
+	for _, base := range []string{"http://shop:hunter2@pay\x7fments", "http://shop:hunter2/x@payments", "shop:hunter2@payments", "ftp://shop:hunter2@payments"} {
+		if _, err := newGateway(base); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("newGateway(%q) = %v, want an error without the password", base, err)
+		}
+	}
+}

@@ -19,6 +19,7 @@ import (
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/localpg"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
+	"github.com/orderflow-dev/orderflow/internal/ratelimit"
 )
 
 // database is the one that the private Postgres keeps everything in.
@@ -121,9 +122,9 @@ func (s *system) startKafka(ctx context.Context) ([]string, error) {
 func (s *system) startRedis(ctx context.Context) (string, error) {
 	began := time.Now()
 	if s.opts.Redis != "" {
-		opts, err := redis.ParseURL(s.opts.Redis)
+		opts, err := ratelimit.ParseURL(s.opts.Redis)
 		if err != nil {
-			return "", fmt.Errorf("the Redis URL must look like redis://host:6379/0: %w", err)
+			return "", err
 		}
 		client := redis.NewClient(opts)
 		defer client.Close()
