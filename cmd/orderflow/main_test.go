@@ -159,6 +159,7 @@ func TestExitCodesTellScriptsWhatHappened(t *testing.T) {
 		{"an unknown output format", api(base, "orders", "list", "-o", "xml"), 2, "jsonl"},
 		{"an order without a user", api(base, "orders", "create"), 2, "--random"},
 		{"an order that exists", api(base, "orders", "get", orderID(1)), 0, ""},
+		{"a timeline without the rest of the system", api(base, "orders", "timeline", orderID(1), "--data-dir", t.TempDir()), 0, "--database-url and --kafka"},
 		{"an order that does not exist", api(base, "orders", "get", orderID(99)), 3, orderID(99)},
 		{"a cancel that comes too late", api(base, "orders", "cancel", orderID(1)), 4, "the order is completed"},
 		{"a wrong key", []string{"orders", "list", "--api", base, "--api-key", "wrong"}, 1, "--api-key"},

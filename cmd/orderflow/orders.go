@@ -99,7 +99,7 @@ func createOrder(cmd *cobra.Command, _ []string) error {
 	return nil
 }
 
-// waitContext bounds ctx by --timeout when --wait is set.
+// waitContext bounds the command by --timeout.
 func waitContext(cmd *cobra.Command) (context.Context, context.CancelFunc, error) {
 	limit, err := cmd.Flags().GetDuration("timeout")
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orderflow-dev/orderflow/cmd/orderflow/apiclient"
+	"github.com/orderflow-dev/orderflow/internal/money"
 )
 
 func newOrdersList() *cobra.Command {
@@ -60,7 +61,7 @@ func listOrders(cmd *cobra.Command, _ []string) error {
 		}
 		for _, o := range got.Orders {
 			docs = append(docs, o.Raw)
-			t.add(o.ID, o.UserID, statusCell(o.Status), money(o.Total.Amount, o.Total.Currency), localTime(o.CreatedAt))
+			t.add(o.ID, o.UserID, statusCell(o.Status), money.Format(o.Total.Amount, o.Total.Currency), localTime(o.CreatedAt))
 		}
 		if filter.Cursor = got.Next; filter.Cursor == "" {
 			break
@@ -128,7 +129,7 @@ func printOrder(out *output, o apiclient.Order) error {
 	status := statusCell(o.Status)
 	status.text += because(o.Reason)
 	t.add(cell{"status", "dim"}, status)
-	t.add(cell{"total", "dim"}, money(o.Total.Amount, o.Total.Currency))
+	t.add(cell{"total", "dim"}, money.Format(o.Total.Amount, o.Total.Currency))
 	for i, item := range o.Items {
 		name := cell{style: "dim"}
 		if i == 0 {

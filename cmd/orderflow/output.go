@@ -214,12 +214,3 @@ func statusCell(status string) cell {
 	}
 	return cell{status, "warn"}
 }
-
-// money prints an amount in minor units. Every currency of the catalog has two decimals.
-func money(amount int64, currency string) string {
-	sign := ""
-	if amount < 0 {
-		sign, amount = "-", -amount
-	}
-	return fmt.Sprintf("%s%d.%02d %s", sign, amount/100, amount%100, currency)
-}

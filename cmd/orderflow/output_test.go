@@ -69,15 +69,6 @@ func TestTextFromOthersCannotDriveTheTerminal(t *testing.T) {
 	}
 }
 
-func TestMoneyIsNeverRounded(t *testing.T) {
-	t.Parallel()
-	for amount, want := range map[int64]string{0: "0.00 EUR", 5: "0.05 EUR", 1890: "18.90 EUR", -101: "-1.01 EUR", 9007199254740993: "90071992547409.93 EUR"} {
-		if got := money(amount, "EUR"); got != want {
-			t.Errorf("money(%d) = %s, want %s", amount, got, want)
-		}
-	}
-}
-
 // commands returns every command of the tree.
 func commands(cmd *cobra.Command) []*cobra.Command {
 	all := []*cobra.Command{cmd}
@@ -169,6 +160,9 @@ func TestServicesListEveryMistakeAtOnce(t *testing.T) {
 		{"warehouse", []string{"warehouse"}, []string{"--kafka", "--database-url"}},
 		{"sandbox", []string{"sandbox", "--smtp-addr", "x"}, []string{"--sandbox-dir", "--smtp-addr"}},
 		{"the public password is refused", []string{"warehouse", "--kafka", nowhere, "--database-url", "postgres://warehouse:orderflow-dev-only@db/x"}, []string{"--dev"}},
+		{"the public password is refused in the query too", []string{"warehouse", "--kafka", nowhere, "--database-url", "postgres://warehouse@db/x?password=orderflow-dev-only"}, []string{"--dev"}},
+		{"a rate of nothing", []string{"api", "--rate-per-second", "0", "--rate-burst", "-1"}, []string{"--rate-per-second", "--rate-burst"}},
+		{"a wait that is negative", []string{"warehouse", "--wait", "-1s"}, []string{"--wait"}},
 		{"a log level that is none", []string{"sandbox", "--sandbox-dir", "/tmp/x", "--log-level", "loud"}, []string{"loud"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

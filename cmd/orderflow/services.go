@@ -65,6 +65,9 @@ are each process's own. /docs shows the reference; /healthz, /readyz and /metric
 	return cmd
 }
 
+// maxRate is beyond what one process could answer.
+const maxRate = 1_000_000
+
 func runAPI(cmd *cobra.Command, _ []string) error {
 	f := cmd.Flags()
 	number := func(name string) int { n, _ := f.GetInt(name); return n }
@@ -77,6 +80,8 @@ func runAPI(cmd *cobra.Command, _ []string) error {
 	}
 	var check config.Check
 	check.Address("addr", cfg.Addr)
+	check.Between("rate-per-second", cfg.RatePerSecond, 1, maxRate)
+	check.Between("rate-burst", cfg.RateBurst, 1, maxRate)
 	if cfg.RedisURL != "" {
 		check.URL("redis-url", cfg.RedisURL, "redis", "rediss")
 	}

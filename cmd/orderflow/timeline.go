@@ -39,7 +39,7 @@ order's row, its messages in outbox and Kafka (partition and offset), the steps 
 shipment.
 
 The api knows the order's own part. The rest is read from Postgres and Kafka, which the running orderflow dev names, or
---database-url and --kafka.`,
+--database-url and --kafka. Without them a note on stderr says that hops are missing.`,
 		Example: "  orderflow orders timeline 0199c0de-0000-7000-8000-000000000000",
 		Args:    cobra.ExactArgs(1),
 		RunE:    showTimeline,
@@ -104,6 +104,16 @@ func hopsBehind(ctx context.Context, cmd *cobra.Command, t apiclient.Timeline) (
 		if len(brokers) == 0 {
 			brokers = strings.Split(ready.Kafka, ",")
 		}
+	}
+	if database == "" || len(brokers) == 0 {
+		var unsaid []string
+		if database == "" {
+			unsaid = append(unsaid, "--database-url")
+		}
+		if len(brokers) == 0 {
+			unsaid = append(unsaid, "--kafka")
+		}
+		cmd.PrintErrf("not every hop is shown: %s would show more\n", strings.Join(unsaid, " and "))
 	}
 	id, err := uuid.Parse(t.OrderID)
 	if err != nil {

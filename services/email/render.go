@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/wneessen/go-mail"
+
+	"github.com/orderflow-dev/orderflow/internal/money"
 )
 
 //go:embed templates
@@ -23,7 +25,7 @@ type templates struct {
 }
 
 func parseTemplates() (*templates, error) {
-	funcs := map[string]any{"money": money, "line": oneLine, "times": func(a, b int64) int64 { return a * b }}
+	funcs := map[string]any{"money": money.Format, "line": oneLine, "times": func(a, b int64) int64 { return a * b }}
 	text, err := texttemplate.New("").Funcs(funcs).ParseFS(templateFiles, "templates/*.txt")
 	if err != nil {
 		return nil, fmt.Errorf("parse the text templates: %w", err)

@@ -107,30 +107,6 @@ func TestABadAddressNeverReachesTheProvider(t *testing.T) {
 	}
 }
 
-func TestMoneyIsWrittenFromMinorUnits(t *testing.T) {
-	for _, tc := range []struct {
-		amount   int64
-		currency string
-		want     string
-	}{
-		{0, "EUR", "0.00 EUR"},
-		{5, "EUR", "0.05 EUR"},
-		{1250, "USD", "12.50 USD"},
-		{123456789, "EUR", "1,234,567.89 EUR"},
-		{100000, "EUR", "1,000.00 EUR"},
-		{-1250, "EUR", "-12.50 EUR"},
-		{500, "JPY", "500 JPY"},
-		{1234567, "JPY", "1,234,567 JPY"},
-		{1500, "KWD", "1.500 KWD"},
-		{9223372036854775807, "EUR", "92,233,720,368,547,758.07 EUR"},
-		{-9223372036854775808, "EUR", "-92,233,720,368,547,758.08 EUR"},
-	} {
-		if got := money(tc.amount, tc.currency); got != tc.want {
-			t.Errorf("money(%d, %s): got %q, want %q", tc.amount, tc.currency, got, tc.want)
-		}
-	}
-}
-
 func TestALookupKnowsYesNoAndNoAnswer(t *testing.T) {
 	for _, tc := range []struct {
 		name, body  string

@@ -1,4 +1,5 @@
-package email
+// Package money writes amounts for people.
+package money
 
 import (
 	"strconv"
@@ -18,8 +19,8 @@ func decimals(currency string) int {
 	return 2
 }
 
-// money writes an amount of minor units with its currency: 1234567 EUR is "12,345.67 EUR".
-func money(amount int64, currency string) string {
+// Format writes an amount of minor units with its currency: 1234567 EUR is "12,345.67 EUR", 500 JPY is "500 JPY".
+func Format(amount int64, currency string) string {
 	digits, sign := strconv.FormatInt(amount, 10), ""
 	if amount < 0 {
 		digits, sign = digits[1:], "-"
