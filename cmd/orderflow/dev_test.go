@@ -205,6 +205,14 @@ func TestDevOnAMigratedPostgresWithOtherPasswordsSaysWhatToDo(t *testing.T) {
 	if err := owner.QueryRow(t.Context(), `SELECT count(*) FROM orders.api_keys`).Scan(&keys); err != nil || keys != 0 {
 		t.Errorf("api keys after dev = %d, %v; want none added", keys, err)
 	}
+
+	// A database that is not migrated may become one, and dev says what that does to the server.
+	if _, err := owner.Exec(t.Context(), `CREATE DATABASE fresh`); err != nil {
+		t.Fatal(err)
+	}
+	s := serveInBackground(t, "dev", "--data-dir", openFolder(t), "--pg-url", server.URL("fresh"), "--kafka", unused(t))
+	s.says("gives the roles of your server the public development password")
+	s.interrupt()
 }
 
 // openFolder returns a folder that Postgres' own user can enter when the tests run as root.

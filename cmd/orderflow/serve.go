@@ -101,10 +101,12 @@ func serve(cmd *cobra.Command, n needs, check *config.Check, run func(ctx contex
 		return err
 	}
 	log.Info("service starts", "version", buildVersion().Version, "pid", os.Getpid())
-	if err := start(cmd.Context(), log, n, development, limit, run); err != nil && !errors.Is(err, context.Canceled) {
+	err = start(cmd.Context(), log, n, development, limit, run)
+	waited := cmd.Context().Err() != nil && errors.Is(err, context.Canceled) // a signal ended the wait for what it needs
+	if err != nil && !waited {
 		return err
 	}
-	log.Info("service stopped") // also when a signal ended the wait for what it needs
+	log.Info("service stopped")
 	return nil
 }
 
