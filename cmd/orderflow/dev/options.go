@@ -13,8 +13,8 @@ type Options struct {
 	// Ephemeral uses a new temporary folder instead and removes it at the end.
 	Ephemeral bool
 	// PostgresURL names a running Postgres to use instead of a private one. It is an owner's: it must be allowed to make
-	// schemas and roles. On a server that is not
-	// migrated yet the services' roles get the public development password; on a migrated one they must have it.
+	// schemas and roles. In a database that is not migrated yet the services' roles, which belong to the whole server, get
+	// the public development password; in a migrated one they must have it.
 	PostgresURL string
 	// Kafka names running brokers, host:port, to use instead of the embedded one.
 	Kafka []string
