@@ -171,14 +171,26 @@ type call struct {
 	idempotency  string
 	contentType  string // default application/json, if there is a body; "-" for none
 	body         string
+	chunked      bool // without a Content-Length
+	endless      bool // the body's end is never sent
 	header       http.Header
 }
 
 func (s *server) do(t testing.TB, c call) reply {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), c.method, s.url+c.path, strings.NewReader(c.body))
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second) // nothing here takes as long, unless it hangs
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, c.method, s.url+c.path, strings.NewReader(c.body))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if c.chunked {
+		req.ContentLength = -1
+	}
+	if c.endless {
+		never, end := io.Pipe()
+		defer end.Close()
+		req.Body = io.NopCloser(io.MultiReader(req.Body, never))
 	}
 	for name, values := range c.header {
 		req.Header[name] = values
