@@ -14,6 +14,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+	sdk "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
 	"github.com/orderflow-dev/orderflow/inbox"
 )
@@ -69,48 +71,49 @@ var badInput = []struct {
 	class string // "": accepted, or ignored
 	state string
 	want  []int // effects
+	tries int   // at least, before it is parked
 }{
-	{"null payload", one(func(r *kgo.Record) *kgo.Record { return payload(r, nil) }), inbox.ClassUndecodable, inbox.StateDead, nil},
-	{"empty payload", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte{}) }), inbox.ClassUndecodable, inbox.StateDead, nil},
-	{"not JSON", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1`)) }), inbox.ClassUndecodable, inbox.StateDead, nil},
-	{"bad UTF-8", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte("{\"what\":\"\xff\"}")) }), inbox.ClassUndecodable, inbox.StateDead, nil},
-	{"no ce_id", one(func(r *kgo.Record) *kgo.Record { return drop(r, "ce_id") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
-	{"ce_id is no UUID", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_id", "17\x00") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
-	{"ce_id is a random UUID", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_id", uuid.NewString()) }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	{"null payload", one(func(r *kgo.Record) *kgo.Record { return payload(r, nil) }), inbox.ClassUndecodable, inbox.StateDead, nil, 0},
+	{"empty payload", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte{}) }), inbox.ClassUndecodable, inbox.StateDead, nil, 0},
+	{"not JSON", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1`)) }), inbox.ClassUndecodable, inbox.StateDead, nil, 0},
+	{"bad UTF-8", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte("{\"what\":\"\xff\"}")) }), inbox.ClassUndecodable, inbox.StateDead, nil, 0},
+	{"no ce_id", one(func(r *kgo.Record) *kgo.Record { return drop(r, "ce_id") }), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
+	{"ce_id is no UUID", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_id", "17\x00") }), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
+	{"ce_id is a random UUID", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_id", uuid.NewString()) }), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
 	{"ce_id of 29 days ago", one(func(r *kgo.Record) *kgo.Record {
 		return set(r, "ce_id", idOf(time.Now().Add(-29*24*time.Hour)).String())
-	}), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	}), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
 	{"ce_id of the day after tomorrow", one(func(r *kgo.Record) *kgo.Record {
 		return set(r, "ce_id", idOf(time.Now().Add(48*time.Hour)).String())
-	}), inbox.ClassBadEnvelope, inbox.StateDead, nil},
-	{"no ce_type", one(func(r *kgo.Record) *kgo.Record { return drop(r, "ce_type") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
-	{"unknown extra field", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"new":true}`)) }), "", "", []int{1, 2}},
-	{"unknown type", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_type", "order.archived.v1") }), "", "", []int{2}},
-	{"newer major version", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_type", "order.placed.v2") }), inbox.ClassUnsupportedVersion, inbox.StateHeld, nil},
-	{"key is not the user", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"mismatch"}`)) }), inbox.ClassKeyMismatch, inbox.StateDead, nil},
+	}), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
+	{"no ce_type", one(func(r *kgo.Record) *kgo.Record { return drop(r, "ce_type") }), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
+	{"unknown extra field", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"new":true}`)) }), "", "", []int{1, 2}, 0},
+	{"unknown type", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_type", "order.archived.v1") }), "", "", []int{2}, 0},
+	{"newer major version", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_type", "order.placed.v2") }), inbox.ClassUnsupportedVersion, inbox.StateHeld, nil, 0},
+	{"key is not the user", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"mismatch"}`)) }), inbox.ClassKeyMismatch, inbox.StateDead, nil, 0},
 	{"known id with another payload", func(key string) []*kgo.Record {
 		first, second := record(key, 1, ""), record(key, 1, "again")
 		second.Headers = first.Headers
 		return []*kgo.Record{first, second}
-	}, inbox.ClassIDConflict, inbox.StateDead, []int{1}},
-	{"unknown order", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"unknown"}`)) }), "unknown_order", inbox.StateHeld, nil},
-	{"amount differs from order", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"invalid"}`)) }), "business_invalid", inbox.StateDead, nil},
+	}, inbox.ClassIDConflict, inbox.StateDead, []int{1}, 0},
+	{"unknown order", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"unknown"}`)) }), "unknown_order", inbox.StateHeld, nil, 3},
+	{"amount differs from order", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"invalid"}`)) }), "business_invalid", inbox.StateDead, nil, 0},
 	{"over the size limit", one(func(r *kgo.Record) *kgo.Record {
 		return payload(r, []byte(`{"what":"`+strings.Repeat("x", 5000)+`"}`))
-	}), inbox.ClassTooLarge, inbox.StateDead, nil},
-	{"10,000 headers", one(manyHeaders), inbox.ClassTooLarge, inbox.StateDead, nil},
-	{"absurd ce_time", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_time", "the other day") }), "", "", []int{1, 2}},
-	{"absurd timestamp", one(func(r *kgo.Record) *kgo.Record { r.Timestamp = time.UnixMilli(math.MaxInt64 / 2); return r }), "", "", []int{1, 2}},
+	}), inbox.ClassTooLarge, inbox.StateDead, nil, 0},
+	{"10,000 headers", one(manyHeaders), inbox.ClassTooLarge, inbox.StateDead, nil, 0},
+	{"absurd ce_time", one(func(r *kgo.Record) *kgo.Record { return set(r, "ce_time", "the other day") }), "", "", []int{1, 2}, 0},
+	{"absurd timestamp", one(func(r *kgo.Record) *kgo.Record { r.Timestamp = time.UnixMilli(math.MaxInt64 / 2); return r }), "", "", []int{1, 2}, 0},
 	{"absurd timestamp of a message to park", one(func(r *kgo.Record) *kgo.Record {
 		r.Timestamp = time.UnixMilli(math.MaxInt64 / 2)
 		return drop(r, "ce_id")
-	}), inbox.ClassBadEnvelope, inbox.StateDead, nil},
-	{"bad traceparent", one(func(r *kgo.Record) *kgo.Record { return set(r, "traceparent", "00-zz-1-1") }), "", "", []int{1, 2}},
-	{"handler panic", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"panic"}`)) }), inbox.ClassHandlerPanic, inbox.StateHeld, nil},
-	{"header that is no text", one(func(r *kgo.Record) *kgo.Record { return drop(set(r, "x-\xff", "\x00\xff"), "ce_id") }), inbox.ClassBadEnvelope, inbox.StateDead, nil},
+	}), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
+	{"bad traceparent", one(func(r *kgo.Record) *kgo.Record { return set(r, "traceparent", "00-zz-1-1") }), "", "", []int{1, 2}, 0},
+	{"handler panic", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"panic"}`)) }), inbox.ClassHandlerPanic, inbox.StateHeld, nil, 0},
+	{"header that is no text", one(func(r *kgo.Record) *kgo.Record { return drop(set(r, "x-\xff", "\x00\xff"), "ce_id") }), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
 	{"handler swallows an error of its transaction", one(func(r *kgo.Record) *kgo.Record {
 		return payload(r, []byte(`{"seq":1,"what":"swallow"}`))
-	}), inbox.ClassTransient, inbox.StateHeld, nil},
+	}), inbox.ClassTransient, inbox.StateHeld, nil, 0},
 }
 
 func one(spoil func(*kgo.Record) *kgo.Record) func(string) []*kgo.Record {
@@ -139,6 +142,8 @@ func TestBadKafkaInputGetsItsFateAndStopsNothingElse(t *testing.T) {
 	opts := w.options()
 	opts.MaxPayload = 4096
 	opts.RetryMin, opts.RetryMax = time.Minute, time.Minute // a held message stays as it is
+	reader := sdk.NewManualReader()
+	opts.Meter = sdk.NewMeterProvider(sdk.WithReader(reader)).Meter("inbox")
 	w.startRoutes([]inbox.Route{{Topic: topic, Type: placed, Handle: badHandler, Check: func(m inbox.Message) error {
 		if what(m) == "mismatch" {
 			return errors.New("key is not the user of the payload")
@@ -176,6 +181,9 @@ func TestBadKafkaInputGetsItsFateAndStopsNothingElse(t *testing.T) {
 			if len(got) != 2 || got[0].Class != tt.class || got[0].State != tt.state || got[1].State != inbox.StateWaiting {
 				t.Fatalf("parked = %+v, want %s %s and one waiting behind it", got, tt.class, tt.state)
 			}
+			if got[0].Attempts < tt.tries {
+				t.Errorf("parked after %d attempts, want at least %d", got[0].Attempts, tt.tries)
+			}
 			full, err := inbox.ShowParked(t.Context(), w.db.Pool, got[0].ID)
 			if err != nil {
 				t.Fatal(err)
@@ -186,10 +194,34 @@ func TestBadKafkaInputGetsItsFateAndStopsNothingElse(t *testing.T) {
 			}
 		})
 	}
+	if got := fates(t, reader)["ignored"]; got != 1 {
+		t.Errorf("%d messages counted as ignored, want the one of an unknown type", got)
+	}
 	copies := w.count(`SELECT count(*) FROM outbox`)
 	if dead := len(w.parked(inbox.Filter{State: inbox.StateDead})); copies != dead {
 		t.Errorf("%d copies of %d dead letters", copies, dead)
 	}
+}
+
+// fates returns how many messages were counted under each fate.
+func fates(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
+	t.Helper()
+	var all metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &all); err != nil {
+		t.Fatal(err)
+	}
+	counted := map[string]int64{}
+	for _, scope := range all.ScopeMetrics {
+		for _, m := range scope.Metrics {
+			if sum, ok := m.Data.(metricdata.Sum[int64]); ok && m.Name == "inbox.messages" {
+				for _, point := range sum.DataPoints {
+					fate, _ := point.Attributes.Value("fate")
+					counted[fate.AsString()] += point.Value
+				}
+			}
+		}
+	}
+	return counted
 }
 
 func TestKeysThatAreNoTextAreKeptAsTheyAre(t *testing.T) {

@@ -149,7 +149,7 @@ func TestExhaustedMessageIsDeadOnlyWithEvidenceThatOthersSucceed(t *testing.T) {
 	w := newWorld(t)
 	handle := func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
 		if what(m) == "poison" {
-			return errors.New("never works")
+			return inbox.WithClass("unknown_order", errors.New("no such order"))
 		}
 		return apply(ctx, tx, m)
 	}
@@ -172,6 +172,9 @@ func TestExhaustedMessageIsDeadOnlyWithEvidenceThatOthersSucceed(t *testing.T) {
 		w.produce(others...)
 		return w.parked(inbox.Filter{})[0].State == inbox.StateDead
 	})
+	if p := w.parked(inbox.Filter{})[0]; p.Class != "unknown_order" || p.Attempts <= 10 {
+		t.Errorf("dead as %s after %d attempts, want unknown_order after more than the 10 before", p.Class, p.Attempts)
+	}
 }
 
 func TestHandlerPanicIsRecoveredAndItsMessageHeld(t *testing.T) {
