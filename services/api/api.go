@@ -27,14 +27,15 @@ type api struct {
 
 // parts are what an api is made of.
 type parts struct {
-	pool        *pgxpool.Pool
-	limits      *ratelimit.Limiter
-	log         *slog.Logger
-	meter       metric.Meter
-	maxInFlight int
-	bodyTimeout time.Duration
-	afterCommit func()
-	ops         http.Handler // serves /healthz, /readyz and /metrics
+	pool         *pgxpool.Pool
+	limits       *ratelimit.Limiter
+	log          *slog.Logger
+	meter        metric.Meter
+	maxInFlight  int
+	bodyTimeout  time.Duration
+	writeTimeout time.Duration
+	afterCommit  func()
+	ops          http.Handler // serves /healthz, /readyz and /metrics
 }
 
 // build returns the api and the handler of all its routes. Its watch runs in the caller's hands.
@@ -55,7 +56,7 @@ func build(ctx context.Context, p parts) (*api, http.Handler, error) {
 		watch:  newWatch(p.pool, p.log),
 		prepass: &prepass{
 			mux: mux, routes: map[string]route{}, keys: newKeyring(p.pool, free), limits: p.limits,
-			log: p.log, metrics: m, bodyTimeout: p.bodyTimeout,
+			log: p.log, metrics: m, bodyTimeout: p.bodyTimeout, writeTimeout: p.writeTimeout,
 		},
 	}
 	document, err := a.routes(mux)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -62,24 +63,27 @@ func AddKey(ctx context.Context, owner interface {
 type principal struct {
 	role   Role
 	userID string // of a user key
+	key    [sha256.Size]byte
 }
 
 // mayAct reports whether p may act for a user.
 func (p principal) mayAct(userID string) bool { return p.role == RoleService || p.userID == userID }
 
-// keyTTL is how long a key is believed without asking again, and so how long a revoked one still works.
+// keyTTL is how long a key is believed without asking again, and so how long a revoked one still works, and one that was
+// tried before it was added does not.
 const keyTTL = 2 * time.Second
 
 // maxCachedKeys bounds the memory that valid keys can take.
 const maxCachedKeys = 10_000
 
-// keyring finds the principal of a key. Keys that are unknown are not remembered: there are too many of them.
+// keyring finds the principal of a key.
 type keyring struct {
-	pool *pgxpool.Pool
-	gate slots
+	pool      *pgxpool.Pool
+	gate      slots
+	strangers *strangers
 
 	mu    sync.Mutex
-	found map[[sha256.Size]byte]keyEntry
+	found map[[sha256.Size]byte]keyEntry // also those that have to be looked up again
 }
 
 type keyEntry struct {
@@ -88,7 +92,7 @@ type keyEntry struct {
 }
 
 func newKeyring(pool *pgxpool.Pool, gate slots) *keyring {
-	return &keyring{pool: pool, gate: gate, found: map[[sha256.Size]byte]keyEntry{}}
+	return &keyring{pool: pool, gate: gate, strangers: newStrangers(gate), found: map[[sha256.Size]byte]keyEntry{}}
 }
 
 // bearer returns the key of a request. More than one Authorization header, or another scheme, is no key.
@@ -104,27 +108,39 @@ func bearer(r *http.Request) (string, bool) {
 	return key, true
 }
 
-// identify returns whose key it is. Its errors are problems, or come from the database.
-func (k *keyring) identify(ctx context.Context, key string) (principal, error) {
+// identify returns whose key it is that a request from some place brings. Its errors are problems, or come from the database.
+func (k *keyring) identify(ctx context.Context, key string, from netip.Prefix) (principal, error) {
 	hash := sha256.Sum256([]byte(key))
 	now := time.Now()
 	k.mu.Lock()
-	entry, ok := k.found[hash]
+	entry, seen := k.found[hash]
 	k.mu.Unlock()
-	if ok && now.Before(entry.until) {
+	if seen && now.Before(entry.until) {
 		return entry.principal, nil
+	}
+	if !seen {
+		leave, err := k.strangers.enter(hash, from, now)
+		if err != nil {
+			return principal{}, err
+		}
+		defer leave()
 	}
 	leave, err := k.gate.enter()
 	if err != nil {
 		return principal{}, err
 	}
 	defer leave()
-	p, err := k.lookUp(ctx, hash)
+	p, known, err := k.lookUp(ctx, hash)
 	if err != nil {
 		return principal{}, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if !known {
+		delete(k.found, hash)
+		k.strangers.refuse(hash, from, now)
+		return principal{}, unauthorized()
+	}
 	if len(k.found) >= maxCachedKeys {
 		clear(k.found)
 	}
@@ -132,24 +148,21 @@ func (k *keyring) identify(ctx context.Context, key string) (principal, error) {
 	return p, nil
 }
 
-func (k *keyring) lookUp(ctx context.Context, hash [sha256.Size]byte) (principal, error) {
+func (k *keyring) lookUp(ctx context.Context, hash [sha256.Size]byte) (p principal, known bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	var stored []byte
-	var p principal
-	err := k.pool.QueryRow(ctx, `
+	err = k.pool.QueryRow(ctx, `
 		SELECT hash, role, coalesce(user_id, '')
 		FROM api_keys
 		WHERE hash = $1 AND revoked_at IS NULL`, hash[:]).Scan(&stored, &p.role, &p.userID)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return principal{}, unauthorized()
+		return principal{}, false, nil
 	}
 	if err != nil {
-		return principal{}, fmt.Errorf("look up api key: %w", err)
+		return principal{}, false, fmt.Errorf("look up api key: %w", err)
 	}
+	p.key = hash
 	// An index compares byte by byte and stops at the first difference; this comparison does not.
-	if subtle.ConstantTimeCompare(stored, hash[:]) != 1 {
-		return principal{}, unauthorized()
-	}
-	return p, nil
+	return p, subtle.ConstantTimeCompare(stored, hash[:]) == 1, nil
 }

@@ -20,8 +20,6 @@ const (
 	heartbeat = 15 * time.Second
 	// streamLimit ends a stream, so that its key is checked again; clients reconnect by themselves.
 	streamLimit = 10 * time.Minute
-	// streamWrite is how long a client may take to read what is sent.
-	streamWrite = 10 * time.Second
 )
 
 type eventsInput struct {
@@ -36,7 +34,12 @@ func (a *api) orderEvents(ctx context.Context, in *eventsInput) (*huma.StreamRes
 	if err != nil {
 		return nil, err
 	}
+	leave, err := a.watch.enter(callOf(ctx).caller)
+	if err != nil {
+		return nil, err
+	}
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		defer leave()
 		_, w := humago.Unwrap(hc)
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.Header().Set("Cache-Control", "no-store")
@@ -59,9 +62,6 @@ func (a *api) stream(ctx context.Context, w http.ResponseWriter, o order.Order, 
 			}
 			text = "id: " + id + "\nevent: order\ndata: " + string(encoded) + "\n\n"
 			last = id
-		}
-		if err := conn.SetWriteDeadline(time.Now().Add(streamWrite)); err != nil {
-			return err
 		}
 		if _, err := w.Write([]byte(text)); err != nil {
 			return err

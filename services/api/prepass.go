@@ -37,7 +37,8 @@ const (
 )
 
 // prepass looks at a request before its handler does: it finds the route, reads the body, identifies the caller and keeps
-// to the rate limit. What it refuses has cost no database connection, except to look up a key that is not remembered.
+// to the rate limit. What it refuses has cost no database connection, except to look up a key that is not remembered. What
+// it lets through may take its time, but not to be read: see statusWriter.
 type prepass struct {
 	mux         *http.ServeMux
 	routes      map[string]route // by the mux's pattern
@@ -46,11 +47,14 @@ type prepass struct {
 	log         *slog.Logger
 	metrics     *metrics
 	bodyTimeout time.Duration
+	// writeTimeout is how long a client may take to read writeChunk bytes.
+	writeTimeout time.Duration
 }
 
 func (p *prepass) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	recorded := &statusWriter{ResponseWriter: w}
+	recorded := &statusWriter{ResponseWriter: w, conn: http.NewResponseController(w), patience: p.writeTimeout}
+	recorded.extend() // for "100 Continue"
 	_, pattern := p.mux.Handler(r)
 	defer p.end(r.Context(), recorded, pattern, began)
 	recorded.Header().Set("X-Content-Type-Options", "nosniff")
@@ -63,16 +67,23 @@ func (p *prepass) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // end is deferred: it answers for a handler that panicked, and counts the request. net/http would recover too, but cut the
-// connection, and a client could not tell a bug from a crash.
+// connection, and a client could not tell a bug from a crash. An answer that has begun is cut: its rest is not to come, and
+// ended in good order it would look complete.
 func (p *prepass) end(ctx context.Context, w *statusWriter, pattern string, began time.Time) {
-	if v := recover(); v != nil {
+	v := recover()
+	abort := v == any(http.ErrAbortHandler)
+	if v != nil && !abort {
 		p.log.ErrorContext(ctx, "handler panicked",
 			slog.String("route", pattern), slog.Any("error", v), slog.String("stack", string(debug.Stack())))
-		if w.status == 0 {
+		if abort = w.status != 0; !abort {
 			internalError().write(w)
 		}
 	}
+	w.extend() // for what net/http still holds back
 	p.metrics.request(ctx, pattern, w.status, time.Since(began))
+	if abort {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // admit returns the request as its handler wants it, or why it is refused.
@@ -102,7 +113,7 @@ func (p *prepass) admit(w http.ResponseWriter, r *http.Request, pattern string) 
 			return nil, err
 		}
 	}
-	caller, err := p.keys.identify(r.Context(), key)
+	caller, err := p.keys.identify(r.Context(), key, source(r))
 	if err != nil {
 		return nil, err
 	}
@@ -236,10 +247,17 @@ func callOf(ctx context.Context) call {
 	return c
 }
 
-// statusWriter remembers the status for the metrics, and whether anything was answered yet.
+// writeChunk is the most that is written in one go. The smaller it is, the sooner a client that does not read is found out.
+const writeChunk = 16 << 10
+
+// statusWriter remembers the status for the metrics, and whether anything was answered yet. It gives the client some time for
+// each piece of the answer: one that does not read is cut off, while a long poll or a stream may be silent as long as it
+// likes. Without this a connection whose client is mute would be kept for ever.
 type statusWriter struct {
 	http.ResponseWriter
-	status int
+	conn     *http.ResponseController
+	patience time.Duration
+	status   int
 }
 
 func (w *statusWriter) WriteHeader(status int) {
@@ -249,12 +267,22 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *statusWriter) Write(b []byte) (int, error) {
+func (w *statusWriter) Write(b []byte) (written int, err error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	return w.ResponseWriter.Write(b)
+	for {
+		w.extend()
+		n, err := w.ResponseWriter.Write(b[:min(len(b), writeChunk)])
+		written += n
+		if b = b[n:]; err != nil || len(b) == 0 {
+			return written, err
+		}
+	}
 }
+
+// extend gives the client its time anew. A connection that takes no deadline is closed already: the next write says so.
+func (w *statusWriter) extend() { _ = w.conn.SetWriteDeadline(time.Now().Add(w.patience)) }
 
 // Unwrap lets http.ResponseController reach the connection.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -18,7 +18,7 @@ import (
 const (
 	// readTimeout bounds one look into the database.
 	readTimeout = 3 * time.Second
-	// maxWait bounds how long a client may have us wait for an order. It stays below the server's write timeout.
+	// maxWait bounds how long a client may have us wait for an order. Proxies cut what is silent for longer.
 	maxWait = 60 * time.Second
 	// defaultWait is how long we wait if the client does not say.
 	defaultWait = 30 * time.Second
@@ -47,7 +47,12 @@ func (a *api) getOrder(ctx context.Context, in *getInput) (*getOutput, error) {
 		return nil, err
 	}
 	if patience > 0 && !o.Status.Terminal() {
-		err := a.watch.await(ctx, o.ID, patience, func(s order.Status, _ int64) bool { return s.Terminal() })
+		leave, err := a.watch.enter(callOf(ctx).caller)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+		err = a.watch.await(ctx, o.ID, patience, func(s order.Status, _ int64) bool { return s.Terminal() })
 		if err != nil {
 			return nil, err
 		}

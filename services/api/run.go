@@ -40,6 +40,8 @@ type Config struct {
 	RatePerSecond, RateBurst int
 	// BodyTimeout is how long a client may take to send a body. Default 5 s.
 	BodyTimeout time.Duration
+	// WriteTimeout is how long a client may take to read 16 KiB of an answer. Default 20 s.
+	WriteTimeout time.Duration
 	// DrainDelay is how long requests are still accepted after readiness has turned red. Default 0.
 	DrainDelay time.Duration
 	// KeepKeys is how long an Idempotency-Key is remembered. Default 7 days.
@@ -53,6 +55,7 @@ func (c Config) withDefaults() Config {
 	c.MaxConns = cmp.Or(c.MaxConns, 16)
 	c.MaxInFlight = cmp.Or(c.MaxInFlight, 256)
 	c.BodyTimeout = cmp.Or(c.BodyTimeout, bodyTimeout)
+	c.WriteTimeout = cmp.Or(c.WriteTimeout, 20*time.Second)
 	c.KeepKeys = cmp.Or(c.KeepKeys, 7*24*time.Hour)
 	if c.AfterCommit == nil {
 		c.AfterCommit = func() {}
@@ -72,6 +75,7 @@ func (c Config) check() error {
 	check.Between("max-conns", c.MaxConns, 1, 1000)
 	check.Between("max-in-flight", c.MaxInFlight, 1, 100_000)
 	check.Positive("body-timeout", c.BodyTimeout)
+	check.Positive("write-timeout", c.WriteTimeout)
 	check.Positive("keep-keys", c.KeepKeys)
 	return check.Err()
 }
@@ -107,7 +111,7 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	defer func() { _ = limits.Close() }() // it holds nothing that could be lost
 	ops := httpserver.NewOps(tel.Metrics, httpserver.Check{Name: "postgres", Ready: pool.Ping})
 	a, handler, err := build(ctx, parts{
-		pool: pool, log: log, meter: tel.Meter, maxInFlight: cfg.MaxInFlight, bodyTimeout: cfg.BodyTimeout,
+		pool: pool, log: log, meter: tel.Meter, maxInFlight: cfg.MaxInFlight, bodyTimeout: cfg.BodyTimeout, writeTimeout: cfg.WriteTimeout,
 		limits: limits, ops: ops, afterCommit: cfg.AfterCommit,
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -19,8 +20,10 @@ import (
 const (
 	// watchInterval is how often awaited orders are looked at.
 	watchInterval = 50 * time.Millisecond
-	// maxWaiters bounds the requests that wait at once.
-	maxWaiters = 10_000
+	// maxWaiters bounds the requests that wait at once. One service key may have half of them, one user key a hundred.
+	maxWaiters        = 10_000
+	maxServiceWaiters = maxWaiters / 2
+	maxUserWaiters    = 100
 )
 
 // watch tells waiting requests that their order has changed. It looks at all awaited orders in one query, so a request that
@@ -33,6 +36,7 @@ type watch struct {
 	mu      sync.Mutex
 	waiters map[uuid.UUID]map[*waiter]bool
 	count   int
+	perKey  map[[sha256.Size]byte]int
 }
 
 // waiter is one request that waits until its order satisfies it.
@@ -42,24 +46,46 @@ type waiter struct {
 }
 
 func newWatch(pool *pgxpool.Pool, log *slog.Logger) *watch {
-	return &watch{pool: pool, log: log, wake: make(chan struct{}, 1), waiters: map[uuid.UUID]map[*waiter]bool{}}
+	return &watch{pool: pool, log: log, wake: make(chan struct{}, 1), waiters: map[uuid.UUID]map[*waiter]bool{}, perKey: map[[sha256.Size]byte]int{}}
+}
+
+// enter takes a place among those who wait. The caller leaves when its request ends.
+func (w *watch) enter(caller principal) (leave func(), err error) {
+	most := maxUserWaiters
+	if caller.role == RoleService {
+		most = maxServiceWaiters
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.perKey[caller.key] >= most:
+		return nil, newProblem(http.StatusTooManyRequests, kindRateLimited, "Too many requests of this key wait for orders.").
+			retry(time.Second)
+	case w.count >= maxWaiters:
+		return nil, newProblem(http.StatusServiceUnavailable, kindOverloaded, "Too many requests wait for orders; ask without wait_for.").
+			retry(time.Second)
+	}
+	w.count++
+	w.perKey[caller.key]++
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.count--
+		if w.perKey[caller.key]--; w.perKey[caller.key] == 0 {
+			delete(w.perKey, caller.key)
+		}
+	}, nil
 }
 
 // await returns when the order's status and version satisfy the caller, when patience ends, or when the api shuts down. What
-// the order is then, the caller reads. Its error is ctx's, or a problem.
+// the order is then, the caller reads. Its error is ctx's. The caller has a place, see [watch.enter].
 func (w *watch) await(ctx context.Context, id uuid.UUID, patience time.Duration, satisfied func(order.Status, int64) bool) error {
 	me := &waiter{satisfied: satisfied, done: make(chan struct{})}
 	w.mu.Lock()
-	if w.count >= maxWaiters {
-		w.mu.Unlock()
-		return newProblem(http.StatusServiceUnavailable, kindOverloaded, "Too many requests wait for orders; ask without wait_for.").
-			retry(time.Second)
-	}
 	if w.waiters[id] == nil {
 		w.waiters[id] = map[*waiter]bool{}
 	}
 	w.waiters[id][me] = true
-	w.count++
 	w.mu.Unlock()
 	defer w.forget(id, me)
 	select {
@@ -81,11 +107,7 @@ func (w *watch) await(ctx context.Context, id uuid.UUID, patience time.Duration,
 func (w *watch) forget(id uuid.UUID, me *waiter) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.waiters[id][me] {
-		return
-	}
 	delete(w.waiters[id], me)
-	w.count--
 	if len(w.waiters[id]) == 0 {
 		delete(w.waiters, id)
 	}
@@ -152,7 +174,6 @@ func (w *watch) tell(id uuid.UUID, status order.Status, version int64) {
 		if waiting.satisfied(status, version) {
 			close(waiting.done)
 			delete(w.waiters[id], waiting)
-			w.count--
 		}
 	}
 	if len(w.waiters[id]) == 0 {
