@@ -85,6 +85,7 @@ func runAPI(cmd *cobra.Command, _ []string) error {
 	if cfg.RedisURL != "" {
 		check.URL("redis-url", cfg.RedisURL, "redis", "rediss")
 	}
+	cfg.Dev, _ = f.GetBool("dev")
 	n := needs{databases: map[string]string{"database-url": cfg.DatabaseURL}, refuseDevKey: true}
 	return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
 		cfg.Wait = wait

@@ -35,6 +35,7 @@ type parts struct {
 	bodyTimeout  time.Duration
 	writeTimeout time.Duration
 	afterCommit  func()
+	exampleKey   string       // of the documentation; "" for none
 	ops          http.Handler // serves /healthz, /readyz and /metrics
 }
 
@@ -63,7 +64,7 @@ func build(ctx context.Context, p parts) (*api, http.Handler, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	docs, err := docsHandler(document)
+	docs, err := docsHandler(document, p.exampleKey)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -39,10 +39,11 @@ type fixture struct {
 	servers map[string]*server
 	adas    string // id of an order of ada's
 	first   reply  // to the request that a row repeats
+	seen    seen
 }
 
 func newFixture(t *testing.T) *fixture {
-	f := &fixture{db: newDB(t), servers: map[string]*server{}}
+	f := &fixture{db: newDB(t), servers: map[string]*server{}, seen: seen{statuses: map[string]map[int]bool{}}}
 	gate := newProxy(t, f.db)
 	f.servers["plain"] = start(t, f.db, nil)
 	f.servers["limited"] = start(t, f.db, func(c *api.Config) { c.RatePerSecond, c.RateBurst = 1, 1 })
@@ -50,6 +51,9 @@ func newFixture(t *testing.T) *fixture {
 	f.servers["full"] = start(t, f.db, func(c *api.Config) { c.MaxInFlight = 1 })
 	f.servers["panicking"] = start(t, f.db, func(c *api.Config) { c.AfterCommit = func() { panic(canary) } })
 	f.servers["without postgres"] = start(t, f.db, func(c *api.Config) { c.DatabaseURL = gate.url(t, f.db) })
+	for _, s := range f.servers {
+		s.seen = f.seen.add
+	}
 	gate.refuse()
 	f.adas = f.servers["plain"].place(t, "ada")
 	return f
@@ -99,6 +103,11 @@ func rows() []badInput {
 		{row: "body over 64 KiB", call: post(edited("payment_method", `"`+strings.Repeat("a", 64<<10)+`"`)), want: 413},
 		{row: "body over 64 KiB", name: "of a length not told", call: chunked(post(edited("payment_method", `"`+strings.Repeat("a", 64<<10)+`"`))), want: 413},
 		{row: "slow body", server: "impatient", call: endless(post(orderBody("ada"))), want: 408, before: slowClients},
+		{row: "not JSON", name: "to cancel", call: call{method: "POST", path: missing + "/cancel", contentType: "text/plain", body: "{}"}, want: 415},
+		{row: "body over 64 KiB", name: "to cancel", call: call{method: "POST", path: missing + "/cancel", body: strings.Repeat(" ", 65<<10)}, want: 413},
+		{row: "slow body", name: "to cancel", server: "impatient", call: endless(call{method: "POST", path: missing + "/cancel", body: "{"}), want: 408},
+		{row: "malformed body", name: "to cancel", call: call{method: "POST", path: missing + "/cancel", body: "{"}, want: 400},
+		{row: "unknown field", name: "to cancel", call: call{method: "POST", path: missing + "/cancel", body: `{"reason":"` + canary + `"}`}, want: 422, pointers: []string{"/reason"}},
 		{row: "malformed body", call: post(`{"user_id":"` + canary), want: 400},
 		{row: "empty body", call: post(""), want: 400},
 		{row: "empty body", name: "white space", call: post("  \n"), want: 400},
@@ -157,6 +166,11 @@ func rows() []badInput {
 		{row: "bad query", name: "status", call: get("/v1/orders?status=" + canary), want: 400, pointers: []string{"query.status"}},
 		{row: "bad query", name: "user", call: get("/v1/orders?user_id=%00"), want: 400, pointers: []string{"query.user_id"}},
 		{row: "bad query", name: "encoding", call: get("/v1/orders?limit=%zz"), want: 400},
+		{row: "bad query", name: "encoding, of an order", call: get(missing + "?%zz"), want: 400},
+		{row: "bad query", name: "encoding, of a timeline", call: get(missing + "/timeline?%zz"), want: 400},
+		{row: "bad query", name: "encoding, of a stream", call: get(missing + "/events?%zz"), want: 400},
+		{row: "bad query", name: "encoding, of the overview", call: get("/v1/admin/overview?%zz"), want: 400},
+		{row: "bad query", name: "what to wait for", call: get(missing + "?wait_for=" + canary), want: 400, pointers: []string{"query.wait_for"}},
 		{row: "wrong method", call: call{method: "DELETE", path: "/v1/orders"}, want: 405, check: allows("GET, HEAD, POST")},
 		{row: "wrong method", name: "of one order", call: call{method: "PUT", path: missing}, want: 405, check: allows("GET, HEAD")},
 		{row: "unknown path", call: get("/v2/" + canary), want: 404},
@@ -207,6 +221,7 @@ func TestBadHTTPInputGetsTheAgreedAnswer(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the document has every answer", func(t *testing.T) { describesAll(t, f) })
 }
 
 // isProblem checks what holds for every answer that is not a success.

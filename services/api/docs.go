@@ -1,12 +1,14 @@
 package api
 
 import (
-	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"fmt"
 	"html/template"
+	"io"
 	"net/http"
+	"regexp"
 	"strings"
 )
 
@@ -61,25 +63,56 @@ func (r schemaRef) Name() string {
 	}
 }
 
-// docsHandler serves the documentation as one page that needs no network and no scripts, made once from the document.
-func docsHandler(document []byte) (http.HandlerFunc, error) {
+// page is what the documentation is made from.
+type page struct {
+	documented
+	// Base is the address of this installation, as the reader reached it.
+	Base string
+	// Key is what the example sends.
+	Key string
+}
+
+// docsHandler serves the documentation as one page that needs no network and no scripts, made from the document. Its example
+// is good as it stands if key is one of this installation's; "" leaves a place to fill in.
+func docsHandler(document []byte, key string) (http.HandlerFunc, error) {
 	var doc documented
 	if err := json.Unmarshal(document, &doc); err != nil {
 		return nil, fmt.Errorf("read the OpenAPI document: %w", err)
 	}
-	page, err := template.New("docs").Funcs(template.FuncMap{"upper": strings.ToUpper}).Parse(docsPage)
+	made, err := template.New("docs").Funcs(template.FuncMap{"upper": strings.ToUpper}).Parse(docsPage)
 	if err != nil {
 		return nil, fmt.Errorf("read the page of the documentation: %w", err)
 	}
-	var html bytes.Buffer
-	if err := page.Execute(&html, doc); err != nil {
-		return nil, fmt.Errorf("make the page of the documentation: %w", err)
+	show := func(w io.Writer, base string) error {
+		if err := made.Execute(w, page{documented: doc, Base: base, Key: cmp.Or(key, "YOUR-API-KEY")}); err != nil {
+			return fmt.Errorf("make the page of the documentation: %w", err)
+		}
+		return nil
 	}
-	return func(w http.ResponseWriter, _ *http.Request) {
+	if err := show(io.Discard, ""); err != nil {
+		return nil, err
+	}
+	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-		_, _ = w.Write(html.Bytes()) // a client that has gone away needs no page
+		w.Header().Set("Cache-Control", "no-store")
+		_ = show(w, base(r)) // a client that has gone away needs no page
 	}, nil
+}
+
+// plainHost is a host with or without a port that a shell takes for nothing else: it stands in a command to copy.
+var plainHost = regexp.MustCompile(`^[A-Za-z0-9.-]+(:[0-9]+)?$|^\[[0-9A-Fa-f:.]+\](:[0-9]+)?$`)
+
+// base returns the address at which a client reached this server, as far as it can be known behind a proxy.
+func base(r *http.Request) string {
+	scheme := "http"
+	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
+		scheme = "https"
+	}
+	if !plainHost.MatchString(r.Host) {
+		return scheme + "://HOST"
+	}
+	return scheme + "://" + r.Host
 }
 
 // documentHandler serves the OpenAPI document.

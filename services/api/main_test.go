@@ -67,6 +67,7 @@ type server struct {
 	client *http.Client
 	stop   func()       // ends it as SIGTERM does
 	done   <-chan error // what Run returned
+	seen   func(c call, status int)
 }
 
 // start runs an api on db until the test ends.
@@ -84,7 +85,7 @@ func start(t testing.TB, db *pgtest.DB, change func(*api.Config)) *server {
 	done := make(chan error, 1)
 	go func() { done <- api.Run(ctx, slog.New(slog.NewTextHandler(testLog{t}, nil)), cfg) }()
 	transport := &http.Transport{MaxIdleConnsPerHost: 100}
-	s := &server{url: "http://" + ln.Addr().String(), client: &http.Client{Transport: transport}, stop: cancel, done: done}
+	s := &server{url: "http://" + ln.Addr().String(), client: &http.Client{Transport: transport}, stop: cancel, done: done, seen: func(call, int) {}}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		cancel()
@@ -167,6 +168,7 @@ func (r reply) pointers(t *testing.T) []string {
 // call is one request. Zero values are left out.
 type call struct {
 	method, path string
+	host         string // default the server's
 	key          string // API key; "-" for none
 	idempotency  string
 	contentType  string // default application/json, if there is a body; "-" for none
@@ -184,6 +186,7 @@ func (s *server) do(t testing.TB, c call) reply {
 	if err != nil {
 		t.Fatal(err)
 	}
+	req.Host = c.host
 	if c.chunked {
 		req.ContentLength = -1
 	}
@@ -216,6 +219,7 @@ func (s *server) do(t testing.TB, c call) reply {
 		return reply{err: err}
 	}
 	defer resp.Body.Close()
+	s.seen(c, resp.StatusCode)
 	raw, err := io.ReadAll(resp.Body)
 	return reply{status: resp.StatusCode, header: resp.Header, body: string(raw), err: err}
 }

@@ -40,19 +40,19 @@ func (a *api) routes(mux *http.ServeMux) ([]byte, error) {
 		method: http.MethodPost, path: "/v1/orders", id: "create-order", tag: "orders", status: http.StatusCreated,
 		summary: "Place an order", body: reflect.TypeFor[newOrder](),
 		route:  route{access: anyKey, needBody: true, needKey: true},
-		errors: []int{400, 403, 408, 409, 413, 415, 422},
+		errors: []int{403, 408, 409, 413, 415, 422},
 	}, a.createOrder)
 	register(a, h, operation{
 		method: http.MethodGet, path: "/v1/orders", id: "list-orders", tag: "orders", status: http.StatusOK,
-		summary: "List orders, the newest first", route: route{access: anyKey}, errors: []int{400, 403},
+		summary: "List orders, the newest first", route: route{access: anyKey}, errors: []int{403},
 	}, a.listOrders)
 	register(a, h, operation{
 		method: http.MethodGet, path: "/v1/orders/{id}", id: "get-order", tag: "orders", status: http.StatusOK,
-		summary: "Read an order, or wait until it is decided", route: route{access: anyKey}, errors: []int{304, 400, 404},
+		summary: "Read an order, or wait until it is decided", route: route{access: anyKey}, errors: []int{304, 404},
 	}, a.getOrder)
 	register(a, h, operation{
 		method: http.MethodPost, path: "/v1/orders/{id}/cancel", id: "cancel-order", tag: "orders", status: http.StatusAccepted,
-		summary: "Cancel an order that is pending", route: route{access: anyKey}, errors: []int{404, 409},
+		summary: "Cancel an order that is pending", route: route{access: anyKey}, errors: []int{404, 408, 409, 413, 415, 422},
 	}, a.cancelOrder)
 	register(a, h, operation{
 		method: http.MethodGet, path: "/v1/orders/{id}/timeline", id: "order-timeline", tag: "orders", status: http.StatusOK,
@@ -64,7 +64,7 @@ func (a *api) routes(mux *http.ServeMux) ([]byte, error) {
 	}, a.orderEvents)
 	register(a, h, operation{
 		method: http.MethodGet, path: "/v1/products", id: "list-products", tag: "catalog", status: http.StatusOK,
-		summary: "List the catalog", route: route{access: anyKey}, errors: []int{400},
+		summary: "List the catalog", route: route{access: anyKey},
 	}, a.listProducts)
 	register(a, h, operation{
 		method: http.MethodGet, path: "/v1/admin/overview", id: "overview", tag: "admin", status: http.StatusOK,
@@ -107,7 +107,7 @@ func register[I, O any](a *api, h huma.API, op operation, do func(context.Contex
 	registered := huma.Operation{
 		OperationID: op.id, Method: op.method, Path: op.path, Summary: op.summary, Tags: []string{op.tag},
 		DefaultStatus: op.status, SkipValidateBody: true, SkipValidateParams: true,
-		Responses: problemResponses(h.OpenAPI().Components.Schemas, append([]int{401, 429, 500, 503}, op.errors...)),
+		Responses: problemResponses(h.OpenAPI().Components.Schemas, append([]int{400, 401, 429, 500, 503}, op.errors...)),
 	}
 	if op.stream {
 		registered.Responses[strconv.Itoa(op.status)] = &huma.Response{

@@ -46,6 +46,8 @@ type Config struct {
 	DrainDelay time.Duration
 	// KeepKeys is how long an Idempotency-Key is remembered. Default 7 days.
 	KeepKeys time.Duration
+	// Dev says that this is a development system: the documentation shows [DevKey], which everybody knows.
+	Dev bool
 	// AfterCommit is called after each commit that left a message in the outbox. It must not block. Optional.
 	AfterCommit func()
 }
@@ -109,10 +111,14 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer func() { _ = limits.Close() }() // it holds nothing that could be lost
+	exampleKey := ""
+	if cfg.Dev {
+		exampleKey = DevKey
+	}
 	ops := httpserver.NewOps(tel.Metrics, httpserver.Check{Name: "postgres", Ready: pool.Ping})
 	a, handler, err := build(ctx, parts{
 		pool: pool, log: log, meter: tel.Meter, maxInFlight: cfg.MaxInFlight, bodyTimeout: cfg.BodyTimeout, writeTimeout: cfg.WriteTimeout,
-		limits: limits, ops: ops, afterCommit: cfg.AfterCommit,
+		limits: limits, ops: ops, afterCommit: cfg.AfterCommit, exampleKey: exampleKey,
 	})
 	if err != nil {
 		return err

@@ -147,7 +147,7 @@ func (s *system) startAPI(ctx context.Context, web net.Listener, note, databaseU
 	began := time.Now()
 	s.run(ctx, "api", layerAPI, func(ctx context.Context) error {
 		return api.Run(ctx, s.logOf("api"), api.Config{
-			Listener: web, DatabaseURL: databaseURL, RedisURL: redisURL, AfterCommit: committed,
+			Listener: web, DatabaseURL: databaseURL, RedisURL: redisURL, AfterCommit: committed, Dev: true,
 		})
 	})
 	if err := s.await(ctx, "api", s.ready.API+"/readyz"); err != nil {
