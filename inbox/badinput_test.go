@@ -110,6 +110,10 @@ var badInput = []struct {
 	}), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
 	{"bad traceparent", one(func(r *kgo.Record) *kgo.Record { return set(r, "traceparent", "00-zz-1-1") }), "", "", []int{1, 2}, 0},
 	{"handler panic", one(func(r *kgo.Record) *kgo.Record { return payload(r, []byte(`{"seq":1,"what":"panic"}`)) }), inbox.ClassHandlerPanic, inbox.StateHeld, nil, 0},
+	{"header without a value", one(func(r *kgo.Record) *kgo.Record {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: "x-null"}, kgo.RecordHeader{Key: "x-empty", Value: []byte{}})
+		return drop(r, "ce_id")
+	}), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
 	{"header that is no text", one(func(r *kgo.Record) *kgo.Record { return drop(set(r, "x-\xff", "\x00\xff"), "ce_id") }), inbox.ClassBadEnvelope, inbox.StateDead, nil, 0},
 	{"handler swallows an error of its transaction", one(func(r *kgo.Record) *kgo.Record {
 		return payload(r, []byte(`{"seq":1,"what":"swallow"}`))
@@ -191,6 +195,11 @@ func TestBadKafkaInputGetsItsFateAndStopsNothingElse(t *testing.T) {
 			rec := sent[key]
 			if !bytes.Equal(full.Payload, rec.Value) || (full.Payload == nil) != (rec.Value == nil) || len(full.Headers) != len(rec.Headers) {
 				t.Errorf("parked payload %q with %d headers, want %q with %d", full.Payload, len(full.Headers), rec.Value, len(rec.Headers))
+			}
+			for i, h := range rec.Headers {
+				if got := full.Headers[i].Value; !bytes.Equal(got, h.Value) || (got == nil) != (h.Value == nil) {
+					t.Errorf("parked header %s = %#v, want %#v", h.Key, got, h.Value)
+				}
 			}
 		})
 	}

@@ -218,7 +218,8 @@ func (s store) audit(ctx context.Context, tx pgx.Tx, a auditRow) error {
 	return nil
 }
 
-// headerList is how headers are stored: an array of {"key","value"}, or {"key","base64"} for values that are not text.
+// headerList is how headers are stored: an array of {"key","value"}, {"key","base64"} for values that are not text, or {"key"}
+// for null.
 type headerList []Header
 
 type storedHeader struct {
@@ -231,6 +232,9 @@ func (l headerList) MarshalJSON() ([]byte, error) {
 	stored := make([]storedHeader, len(l))
 	for i, h := range l {
 		stored[i].Key = text(h.Key)
+		if h.Value == nil {
+			continue
+		}
 		if value := string(h.Value); storable(value) {
 			stored[i].Value = &value
 		} else {

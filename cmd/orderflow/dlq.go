@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,24 +34,22 @@ Messages are named GROUP/NUMBER, such as email/12.`,
 
 // parkedDoc is a parked message as JSON shows it.
 type parkedDoc struct {
-	ID            string      `json:"id"`
-	Group         string      `json:"group"`
-	State         string      `json:"state"`
-	Class         string      `json:"class,omitempty"`
-	Error         string      `json:"error,omitempty"`
-	Attempts      int         `json:"attempts"`
-	Topic         string      `json:"topic"`
-	Partition     int32       `json:"partition"`
-	Offset        int64       `json:"offset"`
-	Key           string      `json:"key"`
-	MessageID     string      `json:"message_id"`
-	Type          string      `json:"type"`
-	ParkedAt      time.Time   `json:"parked_at"`
-	FirstFailedAt *time.Time  `json:"first_failed_at,omitempty"`
-	LastFailedAt  *time.Time  `json:"last_failed_at,omitempty"`
-	NextTryAt     *time.Time  `json:"next_try_at,omitempty"`
-	Headers       [][2]string `json:"headers,omitempty"`
-	Payload       string      `json:"payload,omitempty"`
+	ID            string     `json:"id"`
+	Group         string     `json:"group"`
+	State         string     `json:"state"`
+	Class         string     `json:"class,omitempty"`
+	Error         string     `json:"error,omitempty"`
+	Attempts      int        `json:"attempts"`
+	Topic         string     `json:"topic"`
+	Partition     int32      `json:"partition"`
+	Offset        int64      `json:"offset"`
+	Key           string     `json:"key"`
+	MessageID     string     `json:"message_id"`
+	Type          string     `json:"type"`
+	ParkedAt      time.Time  `json:"parked_at"`
+	FirstFailedAt *time.Time `json:"first_failed_at,omitempty"`
+	LastFailedAt  *time.Time `json:"last_failed_at,omitempty"`
+	NextTryAt     *time.Time `json:"next_try_at,omitempty"`
 }
 
 func newParkedDoc(p inbox.Parked) parkedDoc {
@@ -186,29 +183,6 @@ func firstLine(s string, most int) string {
 	return s
 }
 
-func newDLQShow() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "show GROUP/NUMBER",
-		Short:   "Show one parked message with its headers and payload",
-		Example: "  orderflow dlq show email/12",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := newOutput(cmd)
-			if err != nil {
-				return err
-			}
-			p, err := loadParked(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			return showParked(out, p)
-		},
-	}
-	addDatabaseFlag(cmd)
-	addOutputFlag(cmd)
-	return cmd
-}
-
 func loadParked(cmd *cobra.Command, name string) (p inbox.Parked, err error) {
 	group, id, err := parseParkedName(name)
 	if err != nil {
@@ -238,34 +212,5 @@ func parkedError(err error, name string) error {
 	if errors.Is(err, inbox.ErrNotFound) {
 		return fail(exitNotFound, "`orderflow dlq list` shows what is parked now", "there is no parked message %s", name)
 	}
-	return err
-}
-
-func showParked(out *output, p inbox.Parked) error {
-	doc := newParkedDoc(p)
-	doc.Payload = string(p.Payload)
-	t := &table{}
-	row := func(name string, value any) { t.add(cell{name, "dim"}, value) }
-	row("id", doc.ID)
-	row("state", parkedState(p.State))
-	if p.Class != "" {
-		row("failure", p.Class+": "+p.Error)
-	}
-	row("tries", p.Attempts)
-	row("type", p.Type)
-	row("key", p.Key)
-	row("message id", doc.MessageID)
-	row("record", fmt.Sprintf("%s, partition %d, offset %d", p.Topic, p.Partition, p.Offset))
-	row("parked", localTime(p.ParkedAt))
-	row("last failed", localTime(p.LastFailedAt))
-	row("next try", localTime(p.NextTryAt))
-	for _, h := range p.Headers {
-		doc.Headers = append(doc.Headers, [2]string{h.Key, string(h.Value)})
-		row("header", h.Key+": "+string(h.Value))
-	}
-	if err := one(out, doc, t); err != nil || out.format != "table" {
-		return err
-	}
-	_, err := fmt.Fprintf(out.w, "\n%s\n", readable(p.Payload))
 	return err
 }

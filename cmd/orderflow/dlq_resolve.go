@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/hex"
-	"encoding/json"
+	"maps"
 	"os"
 	"os/user"
-	"unicode/utf8"
+	"slices"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
@@ -64,15 +62,15 @@ func replayParked(cmd *cobra.Command, args []string) error {
 		ids[p.Group] = append(ids[p.Group], p.ID)
 	}
 	replayed := 0
-	for group, of := range ids {
+	for _, group := range slices.Sorted(maps.Keys(ids)) {
 		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
-			n, err := inbox.Replay(cmd.Context(), pool, inbox.Filter{Group: group, IDs: of}, operator())
+			n, err := inbox.Replay(cmd.Context(), pool, inbox.Filter{Group: group, IDs: ids[group]}, operator())
 			replayed += n
 			return err
 		})
 		if err != nil {
 			cmd.PrintErrf("%d of %d messages were handed back\n", replayed, len(plan))
-			return err
+			return partial(replayed, err)
 		}
 	}
 	cmd.PrintErrf("%d messages were handed back to their consumers\n", replayed)
@@ -164,11 +162,19 @@ func discardParked(cmd *cobra.Command, args []string) error {
 		})
 		if err != nil {
 			cmd.PrintErrf("%d of %d messages were discarded\n", i, len(plan))
-			return parkedError(err, parkedName(p))
+			return partial(i, parkedError(err, parkedName(p)))
 		}
 	}
 	cmd.PrintErrf("%d messages were discarded\n", len(plan))
 	return nil
+}
+
+// partial gives err the exit code that tells a script to look what is left, if something was done before it.
+func partial(done int, err error) error {
+	if done == 0 {
+		return err
+	}
+	return &failure{code: exitPartial, err: err, hint: hintFor(err)}
 }
 
 // operator names the person at the keyboard, for the audit.
@@ -177,16 +183,4 @@ func operator() string {
 		return u.Username
 	}
 	return cmp.Or(os.Getenv("USER"), "unknown")
-}
-
-// readable shows a payload as text when it is some, and as a hex dump otherwise.
-func readable(payload []byte) string {
-	var pretty bytes.Buffer
-	if json.Indent(&pretty, payload, "", "  ") == nil {
-		return printable(pretty.String())
-	}
-	if utf8.Valid(payload) {
-		return printable(string(payload))
-	}
-	return hex.Dump(payload)
 }

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/orderflow-dev/orderflow/internal/pgtest"
+	"github.com/orderflow-dev/orderflow/internal/pgtest/migrated"
+)
+
+// park puts a dead message aside and returns its name. headers is the column's JSON.
+func park(t *testing.T, db *pgtest.DB, group, key string, payload []byte, headers string) string {
+	t.Helper()
+	var id int64
+	err := db.Pool.QueryRow(t.Context(), fmt.Sprintf(`
+		WITH hold AS (
+			INSERT INTO %[1]s.inbox_holds (consumer_group, topic, key, state, parked, type, next_at)
+			VALUES ($1, 'orders', $2, 'dead', 1, 'order.placed.v1', now())
+		)
+		INSERT INTO %[1]s.parked_messages (consumer_group, topic, key, hold_key, kafka_partition, kafka_offset, event_id, type,
+		                                   record_time, headers, payload, state, error_class, error)
+		VALUES ($1, 'orders', $2, $2, 0, 7, gen_random_uuid(), 'order.placed.v1', now(), $3::jsonb, $4, 'dead', 'undecodable', 'no')
+		RETURNING id`, schemaOf[group]), group, key, headers, payload).Scan(&id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%s/%d", group, id)
+}
+
+func TestShowGivesBackTheBytesOfAMessage(t *testing.T) {
+	t.Parallel()
+	db := migrated.New(t)
+	for name, payload := range map[string][]byte{
+		"text": []byte(`{"name":"<Ada> & Ω"}`), "control characters": []byte("a\x00b\u2028"), "no text": []byte("\xff\xfe{"),
+		"half a character": []byte("caf\xc3"), "empty": {}, "null": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			id := park(t, db, "order", name, payload, `[{"key":"a","value":"b"},{"key":"bytes","base64":"//4="},{"key":"empty","value":""},{"key":"null"}]`)
+			got := orderflow(t.Context(), "dlq", "show", id, "--database-url", db.URL, "-o", "json")
+			var doc struct {
+				ID      string
+				Headers []struct {
+					Key   string
+					Value *string
+					Bytes []byte `json:"value_base64"`
+				}
+				Payload *string
+				Bytes   []byte `json:"payload_base64"`
+			}
+			if err := json.Unmarshal([]byte(got.stdout), &doc); err != nil || got.code != 0 || doc.ID != id {
+				t.Fatalf("dlq show %s = %d %s %s, %v", id, got.code, got.stdout, got.stderr, err)
+			}
+			if back := bytesOf(doc.Payload, doc.Bytes); !bytes.Equal(back, payload) || (back == nil) != (payload == nil) {
+				t.Errorf("payload %q is shown as %q:\n%s", payload, back, got.stdout)
+			}
+			if !strings.Contains(got.stdout, `"payload`) {
+				t.Errorf("a null payload is left out:\n%s", got.stdout)
+			}
+			var headers []string
+			for _, h := range doc.Headers {
+				headers = append(headers, fmt.Sprintf("%s=%#v", h.Key, bytesOf(h.Value, h.Bytes)))
+			}
+			want := `a=[]byte{0x62} bytes=[]byte{0xff, 0xfe} empty=[]byte{} null=[]byte(nil)`
+			if shown := strings.Join(headers, " "); shown != want {
+				t.Errorf("headers = %s, want %s", shown, want)
+			}
+		})
+	}
+}
+
+// bytesOf reads what show gives as text or in base64.
+func bytesOf(text *string, encoded []byte) []byte {
+	if text != nil {
+		return []byte(*text)
+	}
+	return encoded
+}
+
+func TestResolvingSomeOfSeveralExitsWith6(t *testing.T) {
+	t.Parallel()
+	const nothing = `[]`
+	for _, tc := range []struct {
+		name   string
+		args   func(first, second string) []string
+		broken string // a table that is missing when it is needed
+		code   int
+		stderr string
+	}{
+		{"all are discarded", func(a, b string) []string { return []string{"discard", a, b, "--reason", "test"} }, "", 0, "2 messages were discarded"},
+		{"the second is gone already", func(a, _ string) []string { return []string{"discard", a, a, "--reason", "test"} }, "", 6, "1 of 2 messages were discarded"},
+		{"the second cannot be discarded", func(a, b string) []string { return []string{"discard", a, b, "--reason", "test"} }, "warehouse.inbox_audit", 6, "1 of 2"},
+		{"none can be discarded", func(a, b string) []string { return []string{"discard", b, a, "--reason", "test"} }, "warehouse.inbox_audit", 1, "0 of 2"},
+		{"all are replayed", func(a, b string) []string { return []string{"replay", a, b} }, "", 0, "2 messages were handed back"},
+		{"the second cannot be replayed", func(a, b string) []string { return []string{"replay", b, a} }, "warehouse.inbox_audit", 6, "1 of 2 messages were handed back"},
+		{"the only one cannot be replayed", func(_, b string) []string { return []string{"replay", b} }, "warehouse.inbox_audit", 1, "0 of 1"},
+		{"one is named twice", func(a, _ string) []string { return []string{"replay", a, a} }, "", 6, "1 messages were handed back"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			db := migrated.New(t)
+			first, second := park(t, db, "order", "u1", []byte("{"), nothing), park(t, db, "warehouse", "u1", []byte("{"), nothing)
+			if tc.broken != "" {
+				if _, err := db.Pool.Exec(t.Context(), `DROP TABLE `+tc.broken); err != nil {
+					t.Fatal(err)
+				}
+			}
+			args := append([]string{"dlq"}, append(tc.args(first, second), "--yes", "--database-url", db.URL)...)
+			if got := orderflow(t.Context(), args...); got.code != tc.code || !strings.Contains(got.stderr, tc.stderr) {
+				t.Errorf("orderflow %s = exit %d, %s; want exit %d and %q", strings.Join(args[:4], " "), got.code, got.stderr, tc.code, tc.stderr)
+			}
+		})
+	}
+}
