@@ -24,7 +24,8 @@ func lookupFor(base, messageID string) (string, error) {
 	}
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" {
-		return "", fmt.Errorf("the look-up's address %q is not a URL", base)
+		// Not quoted: its query may hold a key.
+		return "", errors.New("the look-up's address is not a URL, such as https://provider.example/messages")
 	}
 	if messageID != "" {
 		q := u.Query()
@@ -45,11 +46,11 @@ func (p *provider) has(ctx context.Context, messageID string) (bool, error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
-		return false, fmt.Errorf("ask the mail provider: %w", err)
+		return false, fmt.Errorf("ask the mail provider: %w", withoutQuery(err))
 	}
 	resp, err := p.http.Do(req)
 	if err != nil {
-		return false, fmt.Errorf("ask the mail provider: %w", err)
+		return false, fmt.Errorf("ask the mail provider: %w", withoutQuery(err))
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
@@ -60,6 +61,20 @@ func (p *provider) has(ctx context.Context, messageID string) (bool, error) {
 		return false, fmt.Errorf("ask the mail provider: it answered %d", resp.StatusCode)
 	}
 	return parseFound(body)
+}
+
+// withoutQuery returns err without the query and the password of the address that it quotes: the error is logged and kept with
+// the email, and either may be a key of the provider's.
+func withoutQuery(err error) error {
+	quoting, ok := errors.AsType[*url.Error](err)
+	if !ok {
+		return err
+	}
+	u, parseErr := url.Parse(quoting.URL)
+	if parseErr != nil {
+		return fmt.Errorf("%s: %w", quoting.Op, quoting.Err)
+	}
+	return fmt.Errorf("%s %s://%s%s: %w", quoting.Op, u.Scheme, u.Host, u.EscapedPath(), quoting.Err)
 }
 
 func parseFound(body []byte) (bool, error) {
