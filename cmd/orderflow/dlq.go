@@ -24,7 +24,7 @@ func newDLQ() *cobra.Command {
 		Short: "Inspect and resolve parked messages",
 		Long: `A message that a consumer group cannot handle is parked: put aside with its reason, and later messages of its key wait
 behind it. A parked message is held (it will be tried again), dead (given up until a person acts) or waiting (behind
-another of its key).
+another of its key). In group email, where order does not matter, nothing waits behind a dead message.
 
 Messages are named GROUP/NUMBER, such as email/12.`,
 	}

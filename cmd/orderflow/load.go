@@ -91,7 +91,11 @@ func runLoad(cmd *cobra.Command, _ []string) error {
 	case cmd.Context().Err() != nil:
 		return fail(exitInterrupted, "", "interrupted after %d orders", summary.Orders)
 	case summary.Unknown > 0:
-		return fail(exitPartial, "their keys in the journal find them: `orderflow load --journal FILE`", "the outcome of %d orders stayed unknown", summary.Unknown)
+		hint := "run it with --journal FILE to have their keys, by which they can be found"
+		if opts.Journal != nil {
+			hint = "the journal has their keys: the same request with its key finds out"
+		}
+		return fail(exitPartial, hint, "the outcome of %d orders stayed unknown", summary.Unknown)
 	case summary.Refused > 0:
 		return fail(exitPartial, "", "%d orders were refused", summary.Refused)
 	}

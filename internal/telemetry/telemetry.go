@@ -3,7 +3,8 @@
 // Metrics are OpenTelemetry instruments, exposed for Prometheus from a registry that belongs to one service: several
 // services in one process do not mix. Traces are not exported. Their context travels all the same, in the W3C traceparent
 // header of requests and records, and its id is in the log lines, so that a tracing system in front of the api, or a search
-// through the logs, finds all of one request.
+// through the logs, finds a request and what handled its messages. It ends where a saga begins: package saga keeps no trace,
+// so what an order's saga does and publishes is found by the order's id.
 package telemetry
 
 import (

@@ -105,8 +105,8 @@ func paymentSteps(ctx context.Context, db order.DB, id uuid.UUID) ([]timelineEnt
 	})
 }
 
-// sagaSteps tells what the order's saga tried, a step that waits for its outcome included. Its errors are for operators, who
-// find them with `orderflow saga`: they may name what is inside.
+// sagaSteps tells what the order's saga tried, a step that waits for its outcome included. Its errors may name what is inside:
+// they are for operators, to whom `orderflow orders timeline` shows them, because it reads the database itself.
 func sagaSteps(ctx context.Context, db order.DB, id uuid.UUID) ([]timelineEntry, error) {
 	found, err := saga.Load(ctx, db, id)
 	if errors.Is(err, saga.ErrNotFound) {

@@ -40,6 +40,7 @@
 // # Journal and faults
 //
 //	GET  /v1/journal[?after=SEQ]                  JSON lines {seq, at, kind, reference, …}, kind charge|refund|cancel|mail
+//	GET  /v1/faults                               the faults that are set, as they are posted
 //	POST /v1/faults                               {"smtp": "451", "smtp_count": 2, "payments": "drop"}
 //
 // In the journal a mail's own kind is email_kind, and its reference is the order's id, from the headers X-Order-ID and
