@@ -3,6 +3,7 @@ package inbox_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,6 +62,15 @@ func manyHeaders(rec *kgo.Record) *kgo.Record {
 		rec.Headers = append(rec.Headers, kgo.RecordHeader{Key: fmt.Sprintf("h%d", i), Value: []byte("x")})
 	}
 	return rec
+}
+
+// longKey is a key that Postgres cannot make short enough for an index.
+func longKey(n int) []byte {
+	key := make([]byte, 0, n+1)
+	for i := 0; len(key) < n; i++ {
+		key = fmt.Appendf(key, "%x", sha256.Sum256([]byte{byte(i)}))
+	}
+	return key[:n]
 }
 
 // badInput is every row of "Bad Kafka input": what arrives under a key of its own, and its fate. Each is followed by a
@@ -233,10 +243,10 @@ func fates(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
 	return counted
 }
 
-func TestKeysThatAreNoTextAreKeptAsTheyAre(t *testing.T) {
+func TestKeysThatAreNoTextOrTooLongAreKeptAsTheyAre(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	keys := [][]byte{{0xff, 0x00, 'a'}, nil, []byte(`\x41`)}
+	keys := [][]byte{{0xff, 0x00, 'a'}, nil, []byte(`\x41`), longKey(4096), append(longKey(600), 0xff)}
 	handle := func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
 		var b body
 		if err := json.Unmarshal(m.Payload, &b); err != nil {
@@ -257,11 +267,11 @@ func TestKeysThatAreNoTextAreKeptAsTheyAre(t *testing.T) {
 		rec.Key = key
 		w.produce(rec)
 	}
-	w.wait("three held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == 3 })
+	w.wait("all held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == len(keys) })
 	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE inbox_holds SET next_at = now()`); err != nil {
 		t.Fatal(err)
 	}
-	w.wait("three effects", func() bool { return len(w.effects("")) == 3 })
+	w.wait("all effects", func() bool { return len(w.effects("")) == len(keys) })
 }
 
 func TestAbortedRecordsAndOffsetGapsAreTolerated(t *testing.T) {

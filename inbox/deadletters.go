@@ -25,7 +25,7 @@ type Parked struct {
 	Topic         string
 	Partition     int32
 	Offset        int64
-	Key           string
+	Key           string    // in hex behind \x when it is no text, its hash behind \sha256 above 1024 bytes
 	EventID       uuid.UUID // made from topic, partition and offset when the record has no usable id of its own
 	Type          string
 	State         string

@@ -194,15 +194,23 @@ func slotOf(id uuid.UUID) int16 {
 	return int16(int64(binary.BigEndian.Uint64(id[:8])>>16) / day.Milliseconds() % 32)
 }
 
+// maxHoldKey is the longest name of a key in bytes. Postgres indexes no row above some 2,700 bytes, of which topic and
+// group need a part, and the outbox takes no longer key for a dead letter's copy.
+const maxHoldKey = 1024
+
 // holdKey names the key of a record in inbox_holds. A record without a key has no order to keep and waits alone; a key
-// that Postgres cannot store as text is written in hex.
+// that Postgres cannot store as text is written in hex, one that is too long by its hash. The record's own key is kept
+// beside it.
 func holdKey(rec *kgo.Record) string {
 	if len(rec.Key) == 0 {
 		return fmt.Sprintf(`\none %d/%d`, rec.Partition, rec.Offset)
 	}
 	key := string(rec.Key)
 	if !utf8.ValidString(key) || strings.ContainsRune(key, 0) || key[0] == '\\' {
-		return `\x` + hex.EncodeToString(rec.Key)
+		key = `\x` + hex.EncodeToString(rec.Key)
+	}
+	if len(key) > maxHoldKey {
+		return fmt.Sprintf(`\sha256 %x`, sha256.Sum256(rec.Key))
 	}
 	return key
 }
