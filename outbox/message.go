@@ -26,6 +26,9 @@ const (
 // producer's batch, which is below Kafka's default max.message.bytes, leave after the overhead of the batch.
 const DefaultMaxBytes = 999_900
 
+// maxKey is the longest key in bytes: parked messages are indexed by it, and Postgres indexes no row above some 2,700.
+const maxKey = 1024
+
 // ErrTooLarge is returned by [Write] for a message that its topic would refuse.
 var ErrTooLarge = errors.New("message too large")
 
@@ -36,7 +39,7 @@ type Message struct {
 	// Topic is the Kafka topic: 1 to 249 letters, digits, dots, dashes and underscores.
 	Topic string
 	// Key decides the partition. Messages of one topic and key arrive in the order of their commits. Required: without
-	// a key there is no order to keep.
+	// a key there is no order to keep. At most 1024 bytes.
 	Key string
 	// Type names what happened, with its major version: "order.placed.v1".
 	Type string
@@ -88,6 +91,9 @@ func (m *Message) check(maxBytes int) error {
 		if !storable(text.value) {
 			return fmt.Errorf("%s is not valid UTF-8 without NUL", text.what)
 		}
+	}
+	if len(m.Key) > maxKey {
+		return fmt.Errorf("key of %d bytes, limit %d: use an id, or a hash of what it is about", len(m.Key), maxKey)
 	}
 	for name, value := range m.Headers {
 		if err := checkHeader(name, value); err != nil {
