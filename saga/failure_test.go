@@ -48,6 +48,55 @@ func TestAnErrorOfTheDatabaseIsNotAnAttempt(t *testing.T) {
 	}
 }
 
+func TestARowThatSomebodyKeepsLockedHoldsUpItsOwnInstanceOnly(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ sentence, setting string }{
+		{"until the lock timeout", `SET LOCAL lock_timeout = '100ms'`},
+		{"until the statement timeout", `SET LOCAL statement_timeout = '100ms'`},
+	} {
+		t.Run(tc.sentence, func(t *testing.T) {
+			t.Parallel()
+			pool := database(t)
+			var attempts atomic.Int32
+			do := func(ctx context.Context, tx pgx.Tx, in *saga.Instance) error {
+				attempts.Add(int32(in.Attempt))
+				if _, err := tx.Exec(ctx, tc.setting); err != nil {
+					return err
+				}
+				_, err := tx.Exec(ctx, `UPDATE seats SET free = free - 1 WHERE train = $1`, in.Lane)
+				return err
+			}
+			var started []saga.NewInstance
+			for i := range 10 {
+				started = append(started, newTrip(fmt.Sprintf("user-%d", i)))
+			}
+			if _, err := pool.Exec(t.Context(), `INSERT INTO seats SELECT 'user-' || n, 5 FROM generate_series(0, 9) n`); err != nil {
+				t.Fatal(err)
+			}
+			person, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = person.Rollback(context.WithoutCancel(t.Context())) }()
+			if _, err := person.Exec(t.Context(), `SELECT FROM seats WHERE train = 'user-3' FOR UPDATE`); err != nil {
+				t.Fatal(err)
+			}
+			start(t, pool, started...)
+			engine(t, pool, quick(), saga.Define("trip", 1, saga.Local("do", do)))
+			until(t, "the nine others", func() bool {
+				return count(t, pool, `SELECT count(*) FROM saga_instances WHERE state = 'completed'`) == 9
+			})
+			if err := person.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			untilState(t, pool, started[3].ID, saga.Completed)
+			if attempts.Load() != 0 {
+				t.Errorf("%d attempts counted, want none", attempts.Load())
+			}
+		})
+	}
+}
+
 func TestAFailureTakesBackItsOwnWritesOnly(t *testing.T) {
 	t.Parallel()
 	pool := database(t)

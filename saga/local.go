@@ -208,7 +208,12 @@ func origin(stack []byte) string {
 	return lines[2]
 }
 
-const deadlockDetected = "40P01"
+// SQLSTATEs that are more than a condition to wait for.
+const (
+	deadlockDetected = "40P01"
+	lockTimeout      = "55P03"
+	statementTimeout = "57014"
+)
 
 // infrastructure reports whether an error is the database's condition rather than the step's: it is tried again and not
 // counted.
@@ -216,7 +221,7 @@ func infrastructure(err error) bool {
 	var pgErr *pgconn.PgError
 	if errors.As(err, &pgErr) {
 		switch pgErr.Code {
-		case "55P03", "25006", "25P03": // lock timeout, read-only after a fail-over, idle in transaction
+		case lockTimeout, "25006", "25P03": // read-only after a fail-over, idle in transaction
 			return true
 		}
 		switch pgErr.Code[:min(2, len(pgErr.Code))] {
@@ -228,6 +233,13 @@ func infrastructure(err error) bool {
 	var connectErr *pgconn.ConnectError
 	return errors.As(err, &connectErr) || pgconn.SafeToRetry(err) ||
 		errors.Is(err, pgx.ErrTxClosed) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// waitedInVain reports whether a statement was given up after its time: most often for a row that a person's open
+// transaction keeps locked. It is not counted, as any condition of the database, but it may be one instance's alone.
+func waitedInVain(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && (pgErr.Code == lockTimeout || pgErr.Code == statementTimeout)
 }
 
 // stepTx is the transaction as a step sees it.

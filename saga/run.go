@@ -218,8 +218,9 @@ func (r *run) again(ctx context.Context, k groupKey, tasks []*task, err error) {
 	tries := 0
 	for _, t := range tasks {
 		t.tries++
-		// Not the database's condition, so one of these: the others must not wait for it.
-		t.solo = t.solo || !infrastructure(err) && !errors.Is(err, ErrFenced)
+		// Not the database's condition, or a wait for what somebody else holds: so one of these, and the others must not
+		// wait for it.
+		t.solo = t.solo || waitedInVain(err) || !infrastructure(err) && !errors.Is(err, ErrFenced)
 		tries = max(tries, t.tries)
 	}
 	r.metrics.rerun(ctx, len(tasks))
