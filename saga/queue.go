@@ -186,6 +186,8 @@ func (q *queue) ran(suspect bool) {
 	if suspect {
 		q.onTrial = false
 	}
+	// What was woken for a free slot may have left without taking it.
+	q.wakeLocked()
 	if q.draining || suspect {
 		q.ready.Broadcast()
 	}
@@ -249,12 +251,20 @@ func (q *queue) freeSlot(t *task) {
 func (q *queue) freeSlotLocked(t *task) {
 	q.slots++
 	delete(q.calling, t)
-	if len(q.noSlot) > 0 {
+	q.wakeLocked()
+	q.ready.Broadcast()
+}
+
+// wakeLocked makes as many tasks ready that wait for a slot as there are slots. One that finds none waits again.
+func (q *queue) wakeLocked() {
+	for woken := 0; woken < q.slots && len(q.noSlot) > 0; {
 		next := q.noSlot[0]
 		q.noSlot = q.noSlot[1:]
-		q.pushLocked(next)
+		if q.held[next.lane] == next { // its lane was not lost while it waited
+			q.pushLocked(next)
+			woken++
+		}
 	}
-	q.ready.Broadcast()
 }
 
 // drop forgets tasks whose lanes were given up or lost.
