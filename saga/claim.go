@@ -206,7 +206,7 @@ func (e *Engine) tasks(ctx context.Context, c *claimed, at time.Time) ([]*task, 
 		for lane := range idle {
 			claims = append(claims, c.byLane[lane])
 		}
-		return tasks, e.giveBack(ctx, claims)
+		return tasks, e.giveBack(ctx, claims, nil)
 	}
 	return tasks, nil
 }
@@ -238,14 +238,20 @@ func (e *Engine) countRun(ctx context.Context, id uuid.UUID, by int) error {
 	return nil
 }
 
-// giveBack lets lanes go at once: those without an instance until one is started, the others for any engine.
-func (e *Engine) giveBack(ctx context.Context, claims []claim) error {
+// giveBack lets lanes go at once: those without an instance until one is started, the others for any engine. A lane in
+// crashed keeps its token: whoever claims it next has to see that an engine died at it.
+func (e *Engine) giveBack(ctx context.Context, claims []claim, crashed map[string]bool) error {
 	lanes, tokens, revs := columns(claims)
+	died := make([]bool, len(claims))
+	for i, c := range claims {
+		died[i] = crashed[c.lane]
+	}
 	_, err := e.pool.Exec(ctx, `
 		UPDATE saga_lanes l
-		SET token = NULL, run_at = CASE WHEN l.pending > 0 THEN clock_timestamp() END
-		FROM unnest($1::text[], $2::uuid[], $3::bigint[]) AS c(lane, token, rev)
-		WHERE l.lane = c.lane AND l.token = c.token AND l.rev = c.rev`, lanes, tokens, revs)
+		SET token = CASE WHEN c.died AND l.pending > 0 THEN l.token END,
+			run_at = CASE WHEN l.pending > 0 THEN clock_timestamp() END
+		FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::bool[]) AS c(lane, token, rev, died)
+		WHERE l.lane = c.lane AND l.token = c.token AND l.rev = c.rev`, lanes, tokens, revs, died)
 	if err != nil {
 		return fmt.Errorf("give lanes back: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -138,6 +139,47 @@ func TestAFailureTakesBackItsOwnWritesOnly(t *testing.T) {
 		if want == saga.StuckState && h.Instance.Error == "" {
 			t.Errorf("%s is stuck and does not say why", started[i].Lane)
 		}
+	}
+}
+
+func TestLanesThatCouldNotBeLoadedAreGivenBack(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	crashes := make(chan string, 2)
+	do := func(ctx context.Context, tx pgx.Tx, in *saga.Instance) error {
+		var n int
+		if err := tx.QueryRow(ctx, `SELECT crashes FROM saga_instances WHERE id = $1`, in.ID).Scan(&n); err != nil {
+			return err
+		}
+		crashes <- fmt.Sprint(in.Lane, " ", n)
+		return nil
+	}
+	opts := quick()
+	opts.Lease = time.Hour // who does not give back keeps them
+	engine(t, pool, opts, saga.Define("trip", 1, saga.Local("do", do)))
+	fresh, orphan := newTrip("fresh"), newTrip("orphan")
+	inTx(t, pool, func(tx pgx.Tx) error {
+		if err := saga.Start(t.Context(), tx, fresh, orphan); err != nil {
+			return err
+		}
+		_, err := tx.Exec(t.Context(), `
+			UPDATE saga_lanes SET token = gen_random_uuid() WHERE lane = 'orphan'; -- an engine died at it
+			ALTER TABLE saga_instances RENAME TO away`)
+		return err
+	})
+	until(t, "both have been claimed again", func() bool {
+		return count(t, pool, `SELECT count(*) FROM saga_lanes WHERE rev > 1`) == 2
+	})
+	inTx(t, pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), `ALTER TABLE away RENAME TO saga_instances`)
+		return err
+	})
+	untilState(t, pool, fresh.ID, saga.Completed)
+	untilState(t, pool, orphan.ID, saga.Completed)
+	got := []string{<-crashes, <-crashes}
+	slices.Sort(got)
+	if want := []string{"fresh 0", "orphan 1"}; !slices.Equal(got, want) {
+		t.Errorf("lanes and crashes counted at them: %v, want %v", got, want)
 	}
 }
 

@@ -3,7 +3,9 @@ package saga
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,7 +71,7 @@ func (r *run) finish(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lastWrites)
 	defer cancel()
-	if err := r.giveBack(ctx, claims); err != nil {
+	if err := r.giveBack(ctx, claims, nil); err != nil {
 		r.log.WarnContext(ctx, "lanes stay leased until their lease ends", "error", err)
 	}
 	return nil
@@ -145,8 +147,25 @@ func (r *run) claimOnce(ctx context.Context, floor time.Time) (int, time.Time, e
 		return 0, floor, err
 	}
 	tasks, err := r.tasks(ctx, c, at)
+	if err != nil {
+		r.unclaim(ctx, c, tasks)
+	}
 	r.queue.add(tasks)
 	return len(c.lanes), floor, err
+}
+
+// unclaim gives back what was claimed and came to no task. A lane that stays leased is taken for one that an engine died
+// at.
+func (r *run) unclaim(ctx context.Context, c *claimed, tasks []*task) {
+	left := maps.Clone(c.byLane)
+	for _, t := range tasks {
+		delete(left, t.lane)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastWrites)
+	defer cancel()
+	if err := r.giveBack(ctx, slices.Collect(maps.Values(left)), c.crashed); err != nil {
+		r.log.WarnContext(ctx, "lanes stay leased until their lease ends", "error", err)
+	}
 }
 
 // keep renews leases that would end while their lanes wait for a worker or a call.
