@@ -20,3 +20,6 @@ func (r *Relay) Checkpoint(ctx context.Context, epoch int64, incarnation, prev s
 	t := &term{r: r, lease: l, incarnation: incarnation, at: cursor{prev: prev}}
 	return t.checkpoint(ctx, nil)
 }
+
+// SetUnknownAfter says, before p publishes, how long a topic must be unknown for its records to be refused.
+func (p *KafkaPublisher) SetUnknownAfter(d time.Duration) { p.absent.limit = d }

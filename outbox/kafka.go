@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +34,8 @@ func KafkaOptions() []kgo.Opt {
 		// A page must be over when the lease is, acknowledged or not. What is cancelled is sent again by whoever leads
 		// then, and consumers drop what arrived twice.
 		kgo.AllowIdempotentProduceCancellation(),
-		// An unknown topic must be known to be unknown before a page's time is over.
+		// That a topic is unknown must be known before a page's time is over. How often that makes it missing is the
+		// publisher's to say.
 		kgo.UnknownTopicRetries(2),
 		kgo.MetadataMinAge(100 * time.Millisecond),
 	}
@@ -47,6 +49,7 @@ type KafkaPublisher struct {
 	client *kgo.Client
 	turn   chan struct{} // one page at a time; it guards what follows
 	topics map[string]*topicLayout
+	absent absences
 }
 
 // topicLayout says where the records of a topic go. It only decides what is sent together.
@@ -59,8 +62,14 @@ type topicLayout struct {
 // NewKafkaPublisher returns a publisher through client, which must have been made with [KafkaOptions] and which nobody
 // else may produce with. The caller closes client after the relays have returned. Relays that share a publisher take
 // turns.
+//
+// A topic that Kafka does not know is trouble to wait out for 15 s, and holds up what is behind it; then its records are
+// refused until Kafka knows it.
 func NewKafkaPublisher(client *kgo.Client) *KafkaPublisher {
-	return &KafkaPublisher{client: client, turn: make(chan struct{}, 1), topics: map[string]*topicLayout{}}
+	return &KafkaPublisher{
+		client: client, turn: make(chan struct{}, 1), topics: map[string]*topicLayout{},
+		absent: absences{limit: unknownTopicAfter, topics: map[string]absence{}},
+	}
 }
 
 // Publish sends page in rounds of at most one batch for each partition. When a batch fails, nothing later has been
@@ -174,7 +183,7 @@ func (p *KafkaPublisher) send(ctx context.Context, records []kgo.Record, round [
 		p.client.Produce(ctx, &records[i], func(_ *kgo.Record, err error) {
 			defer sent.Done()
 			if err != nil {
-				errs[i] = classify(err)
+				errs[i] = err
 				failed.Store(true)
 			}
 		})
@@ -182,6 +191,9 @@ func (p *KafkaPublisher) send(ctx context.Context, records []kgo.Record, round [
 	// The promises say what came of each record, also when ctx ends first.
 	_ = p.client.Flush(ctx)
 	sent.Wait()
+	if failed.Load() || len(p.absent.topics) > 0 {
+		p.classify(records, round, errs)
+	}
 	return failed.Load()
 }
 
@@ -191,18 +203,32 @@ var refusals = []error{
 	kerr.RecordListTooLarge,
 	kerr.InvalidRecord,
 	kerr.InvalidTimestamp,
-	kerr.UnknownTopicOrPartition,
-	kerr.UnknownTopicID,
 	kerr.InvalidTopicException,
 	kerr.UnsupportedForMessageFormat,
 }
 
-// classify marks the errors that sending again cannot mend.
-func classify(err error) error {
-	for _, refusal := range refusals {
-		if errors.Is(err, refusal) {
-			return fmt.Errorf("%w: %w", ErrRefused, err)
+// classify marks the errors of a round that sending again cannot mend.
+func (p *KafkaPublisher) classify(records []kgo.Record, round []int, errs []error) {
+	now := time.Now()
+	missing := map[string]bool{} // true when it has lasted
+	for _, i := range round {
+		topic := records[i].Topic
+		if _, noted := missing[topic]; !noted && unknownTopic(errs[i]) {
+			missing[topic] = p.absent.unknown(topic, now)
 		}
 	}
-	return err
+	for _, i := range round {
+		topic := records[i].Topic
+		lasted, noted := missing[topic]
+		switch {
+		case errs[i] == nil && !noted:
+			p.absent.found(topic)
+		case lasted && unknownTopic(errs[i]), slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(errs[i], r) }):
+			errs[i] = fmt.Errorf("%w: %w", ErrRefused, errs[i])
+		}
+	}
+}
+
+func unknownTopic(err error) bool {
+	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID)
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -142,8 +144,10 @@ func incompressible(n int) string {
 func TestKafkaUnknownTopicParksItsKeysAndOthersFlow(t *testing.T) {
 	t.Parallel()
 	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	publisher := newKafka(t, broker)
+	publisher.SetUnknownAfter(500 * time.Millisecond)
 	write(t, db.Pool, message("nowhere", "a", 1), message("orders", "a", 1), message("nowhere", "a", 2))
-	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{})
+	start(t, db.Pool, publisher, outbox.RelayOptions{})
 	broker.Read(t, 1, "orders")
 	eventually(t, func() error {
 		parked, err := outbox.ListParked(t.Context(), db.Pool, schema)
@@ -152,6 +156,49 @@ func TestKafkaUnknownTopicParksItsKeysAndOthersFlow(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// triesOf reports the failed pages of a publisher.
+type triesOf struct {
+	outbox.Publisher
+	failed chan error
+}
+
+func (p triesOf) Publish(ctx context.Context, page []outbox.Record) []error {
+	errs := p.Publisher.Publish(ctx, page)
+	if errs != nil {
+		select {
+		case p.failed <- errors.Join(errs...):
+		default:
+		}
+	}
+	return errs
+}
+
+func TestKafkaTopicThatIsUnknownForAMomentIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	publisher := newKafka(t, broker)
+	publisher.SetUnknownAfter(time.Hour)
+	tries := triesOf{publisher, make(chan error)}
+	write(t, db.Pool, message("late", "a", 1), message("orders", "a", 1), message("late", "a", 2))
+	start(t, db.Pool, tries, outbox.RelayOptions{})
+	for range 2 {
+		if err := <-tries.failed; !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			t.Fatalf("publish to a topic that is not there = %v, want %v", err, kerr.UnknownTopicOrPartition)
+		}
+	}
+	if _, err := kadm.NewClient(broker.Client(t)).CreateTopic(t.Context(), 1, 1, nil, "late"); err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range broker.Read(t, 2, "late") {
+		if want := fmt.Sprintf(`{"n":%d}`, i+1); string(r.Value) != want {
+			t.Errorf("record %d is %s, want %s", i, r.Value, want)
+		}
+	}
+	if parked, err := outbox.ListParked(t.Context(), db.Pool, schema); err != nil || len(parked) != 0 {
+		t.Errorf("parked %v (%v), want none", parked, err)
+	}
 }
 
 // F12: the broker has appended the batch, and its answer is lost.
