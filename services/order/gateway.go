@@ -113,12 +113,20 @@ func (g *gateway) confirm(ctx context.Context, key, id string) (intent, error) {
 }
 
 // cancel makes sure that an intent is never charged, whatever is still on its way to the provider. It reports false for
-// one that was charged already.
+// one that was charged already: on the word of the intent itself, because a provider refuses for other reasons too, and an
+// order that passes for paid is shipped.
 func (g *gateway) cancel(ctx context.Context, id string) (bool, error) {
 	var got intent
 	err := g.send(ctx, http.MethodPost, "/v1/payment_intents/"+url.PathEscape(id)+"/cancel", "", nil, &got)
 	if r, ok := errors.AsType[*refusal](err); ok && r.status == http.StatusConflict {
-		return false, nil
+		in, _, findErr := g.byID(ctx, id)
+		if findErr == nil && in.Status == intentSucceeded {
+			return false, nil
+		}
+		if findErr == nil {
+			findErr = fmt.Errorf("the intent is shown as %q, not as %s", in.Status, intentSucceeded)
+		}
+		err = fmt.Errorf("%w; %w", err, findErr)
 	}
 	if err != nil {
 		return false, fmt.Errorf("cancel payment intent %s: %w", id, err)

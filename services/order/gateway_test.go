@@ -126,6 +126,43 @@ func TestNeverSentIsSaidOnlyWhenItIsCertain(t *testing.T) {
 	}
 }
 
+func TestACancelThatIsRefusedMeansChargedOnlyWhenTheIntentSaysSo(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		cancel string // the body of the 409
+		lookUp string // the intent, "": the provider does not know it
+		ok     bool
+	}{
+		{"charged", `{"code":"already_succeeded"}`, `{"id":"pi_1","status":"succeeded"}`, true},
+		{"charged, by a provider with other words", `{"code":"invalid_state"}`, `{"id":"pi_1","status":"succeeded"}`, true},
+		{"another request works on it", `{"code":"locked"}`, `{"id":"pi_1","status":"processing"}`, false},
+		{"the look-up is behind", `{"code":"already_succeeded"}`, `{"id":"pi_1","status":"requires_confirmation"}`, false},
+		{"a proxy's page", `<html>`, `{"id":"pi_1","status":"requires_confirmation"}`, false},
+		{"the intent is unknown", `{"code":"already_succeeded"}`, "", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			g := provider(t, func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case r.Method == http.MethodPost:
+					w.WriteHeader(http.StatusConflict)
+					_, _ = w.Write([]byte(tt.cancel))
+				case tt.lookUp == "":
+					w.WriteHeader(http.StatusNotFound)
+				default:
+					_, _ = w.Write([]byte(tt.lookUp))
+				}
+			})
+			cancelled, err := g.cancel(t.Context(), "pi_1")
+			if cancelled || (err == nil) != tt.ok {
+				t.Errorf("cancel = %v, %v, want false and an error: %v", cancelled, err, !tt.ok)
+			}
+		})
+	}
+}
+
 func TestAProviderThatFailsEveryoneIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	var requests atomic.Int32
