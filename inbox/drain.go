@@ -9,12 +9,11 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sync/errgroup"
 )
 
 const (
-	drainPage    = 32 // holds claimed at once
 	drainWorkers = 2
+	drainTurn    = 100 // messages of one key in a row: then the others that are due have their turn
 )
 
 // hold is a key claimed for draining.
@@ -47,12 +46,19 @@ func (e *evidence) forget(h hold) {
 
 // drainLoop works held keys that are due until ctx ends; the key at work gets to the end of its message under work.
 func (c *Consumer) drainLoop(ctx, work context.Context) {
+	c.wakeSupported(ctx)
+	var workers sync.WaitGroup
+	for range drainWorkers {
+		workers.Go(func() { c.drainWorker(ctx, work) })
+	}
+	workers.Wait()
+}
+
+func (c *Consumer) drainWorker(ctx, work context.Context) {
 	tick := time.NewTicker(c.opts.DrainEvery)
 	defer tick.Stop()
-	c.wakeSupported(ctx)
 	for {
-		n := c.drain(ctx, work)
-		if n == drainPage {
+		if c.drain(ctx, work) && ctx.Err() == nil {
 			continue
 		}
 		select {
@@ -74,46 +80,39 @@ func (c *Consumer) wakeSupported(ctx context.Context) {
 	}
 }
 
-// drain claims due holds and works them. It returns how many it claimed.
-func (c *Consumer) drain(ctx, work context.Context) int {
+// drain claims the hold that is due longest and works it. It reports whether there was one. A worker claims what it works
+// at once: a hold that waits in here behind a long line would use up its lease.
+func (c *Consumer) drain(ctx, work context.Context) bool {
 	if c.circuit.openError() != nil && !c.circuit.due(time.Now()) {
-		return 0
+		return false
 	}
-	holds, err := c.claim(ctx)
+	h, found, err := c.claim(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			c.opts.Log.WarnContext(ctx, "held keys not drained, will retry", "error", err)
 		}
-		return 0
+		return false
 	}
-	var g errgroup.Group
-	g.SetLimit(drainWorkers)
-	for _, h := range holds {
-		g.Go(func() error {
-			if err := c.drainKey(ctx, work, h); err != nil && ctx.Err() == nil {
-				c.opts.Log.WarnContext(work, "held key not drained, will retry", "topic", h.topic, "error", err)
-			}
-			return nil
-		})
+	if !found {
+		return false
 	}
-	_ = g.Wait() // logged above
-	if ctx.Err() != nil {
-		return 0
+	if err := c.drainKey(ctx, work, h); err != nil && ctx.Err() == nil {
+		c.opts.Log.WarnContext(work, "held key not drained, will retry", "topic", h.topic, "error", err)
 	}
-	return len(holds)
+	return true
 }
 
-func (c *Consumer) claim(ctx context.Context) ([]hold, error) {
-	token := uuid.New()
+func (c *Consumer) claim(ctx context.Context) (h hold, found bool, err error) {
+	h.token = uuid.New()
 	// A head that only another version of the program can read is left to that one.
-	rows, _ := c.pool.Query(ctx, c.store.sql(`
+	err = c.pool.QueryRow(ctx, c.store.sql(`
 		WITH due AS (
 			SELECT topic, key FROM {inbox_holds}
 			WHERE consumer_group = $1 AND state = 'held'
 			  AND next_at <= now() AND (leased_until IS NULL OR leased_until < now())
-			  AND (error_class IS DISTINCT FROM $5 OR type = ANY($6::text[]))
+			  AND (error_class IS DISTINCT FROM $4 OR type = ANY($5::text[]))
 			ORDER BY next_at
-			LIMIT $4
+			LIMIT 1
 			FOR UPDATE SKIP LOCKED
 		)
 		UPDATE {inbox_holds} h
@@ -121,20 +120,21 @@ func (c *Consumer) claim(ctx context.Context) ([]hold, error) {
 		FROM due
 		WHERE h.consumer_group = $1 AND h.topic = due.topic AND h.key = due.key
 		RETURNING h.topic, h.key, h.tries`),
-		c.group, token.String(), c.opts.Lease.Milliseconds(), drainPage, ClassUnsupportedVersion, c.routes.types()) // CollectRows reports the error
-	holds, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (hold, error) {
-		h := hold{token: token}
-		return h, row.Scan(&h.topic, &h.key, &h.tries)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("claim holds: %w", err)
+		c.group, h.token.String(), c.opts.Lease.Milliseconds(), ClassUnsupportedVersion, c.routes.types(),
+	).Scan(&h.topic, &h.key, &h.tries)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return hold{}, false, nil
 	}
-	return holds, nil
+	if err != nil {
+		return hold{}, false, fmt.Errorf("claim a hold: %w", err)
+	}
+	return h, true, nil
 }
 
-// drainKey works the line of one key, head first, until it is empty or its head fails.
+// drainKey works the line of one key, head first, until it is empty, its head fails, or it has had its turn.
 func (c *Consumer) drainKey(ctx, work context.Context, h hold) error {
-	for reruns := 0; ctx.Err() == nil; {
+	until := time.Now().Add(c.opts.Lease / 2)
+	for reruns, worked := 0, 0; ctx.Err() == nil && worked < drainTurn && time.Now().Before(until); {
 		wait, probe := c.circuit.permit(time.Now())
 		if wait > 0 {
 			return c.store.postpone(work, c.pool, h, wait)
@@ -154,6 +154,7 @@ func (c *Consumer) drainKey(ctx, work context.Context, h hold) error {
 			return nil
 		default:
 			reruns = 0
+			worked++
 		}
 	}
 	return c.store.postpone(work, c.pool, h, 0)

@@ -1,0 +1,86 @@
+package inbox_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+)
+
+// parkFirst makes a handler that parks what says "park" at its first try and does the rest with next.
+func parkFirst(next inbox.Handler) inbox.Handler {
+	return func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if what(m) == "park" && m.Attempt == 1 {
+			return inbox.RetryAfter(time.Hour, errors.New("park it"))
+		}
+		return next(ctx, tx, m)
+	}
+}
+
+// due makes held keys due, in the order given.
+func (w *world) due(keys ...string) {
+	w.Helper()
+	_, err := w.db.Pool.Exec(w.Context(), `
+		UPDATE inbox_holds h SET next_at = now() - interval '1 minute' + k.n * interval '1 millisecond'
+		FROM unnest($1::text[]) WITH ORDINALITY AS k (key, n) WHERE h.key = k.key`, keys)
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func TestASlowHeldKeyKeepsNoOtherWaiting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	w.start(parkFirst(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if m.Key == "slow" {
+			close(entered)
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+		}
+		return apply(ctx, tx, m)
+	}), w.options())
+	w.produce(record("slow", 1, "park"), record("early", 1, "park"), record("late", 1, "park"))
+	w.wait("three held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == 3 })
+	w.due("slow", "early")
+	<-entered
+	w.due("late")
+	w.wait("the other keys", func() bool { return len(w.effects("early")) == 1 && len(w.effects("late")) == 1 })
+}
+
+func TestALongHeldLineLetsOthersHaveTheirTurn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const long = 300
+	var ofLong, before atomic.Int32
+	w.start(parkFirst(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if m.Key == "short" {
+			before.Store(ofLong.Load())
+		} else {
+			ofLong.Add(1)
+		}
+		return apply(ctx, tx, m)
+	}), w.options())
+	records := []*kgo.Record{record("long1", 1, "park"), record("long2", 1, "park"), record("short", 1, "park")}
+	for i := range long - 1 {
+		records = append(records, record("long1", i+2, ""), record("long2", i+2, ""))
+	}
+	w.produce(records...)
+	w.wait("all parked", func() bool { return w.count(`SELECT count(*) FROM parked_messages`) == 2*long+1 })
+	w.due("long1", "long2", "short")
+	w.wait("all effects", func() bool { return w.count(`SELECT count(*) FROM effects`) == 2*long+1 })
+	w.wantEffects("long1", seqs(long)...)
+	w.wantEffects("long2", seqs(long)...)
+	if n := before.Load(); n >= long {
+		t.Errorf("%d messages of two lines of %d came before the short one, want about 100 of each", n, long)
+	}
+}
