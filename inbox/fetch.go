@@ -73,9 +73,7 @@ func (c *Consumer) enqueue(ctx context.Context, client *kgo.Client, d decoder, f
 		if p == nil {
 			return // revoked since it was fetched
 		}
-		if c.addAll(ctx, p, ft.Records, items) {
-			client.PauseFetchPartitions(map[string][]int32{at.topic: {at.partition}})
-		}
+		c.addAll(ctx, client, p, ft.Records, items)
 	})
 }
 
@@ -85,9 +83,9 @@ func (c *Consumer) partition(at topicPartition) *partition {
 	return c.partitions[at]
 }
 
-// addAll puts records of one partition into their lanes and reports whether to pause the partition. Gaps between
+// addAll puts records of one partition into their lanes, and pauses the partition if that is too much. Gaps between
 // offsets are nothing special: transaction markers and compacted records leave them.
-func (c *Consumer) addAll(ctx context.Context, p *partition, recs []*kgo.Record, items []*item) (pause bool) {
+func (c *Consumer) addAll(ctx context.Context, client *kgo.Client, p *partition, recs []*kgo.Record, items []*item) {
 	ignored := 0
 	l := c.lanes
 	l.mu.Lock()
@@ -118,9 +116,10 @@ func (c *Consumer) addAll(ctx context.Context, p *partition, recs []*kgo.Record,
 	l.changed.Broadcast()
 	if !p.paused && c.full(p) {
 		p.paused = true
-		return true
+		// Under the lock, as the resume is, or a resume in between would leave the partition paused for ever. Neither
+		// waits for anything.
+		client.PauseFetchPartitions(map[string][]int32{p.topic: {p.partition}})
 	}
-	return false
 }
 
 // full reports whether p has used up its budget, or the consumer its own.
@@ -133,7 +132,9 @@ func (c *Consumer) full(p *partition) bool {
 func (c *Consumer) resume(client *kgo.Client) {
 	parts := map[string][]int32{}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.lanes.mu.Lock()
+	defer c.lanes.mu.Unlock()
 	for at, p := range c.partitions {
 		if p.paused && p.buffered <= c.opts.MaxBuffered/2 && p.span() <= int64(c.opts.MaxBuffered)*5 &&
 			(c.lanes.bytes <= c.opts.MaxBufferedBytes/2 || p.buffered == 0) {
@@ -141,8 +142,6 @@ func (c *Consumer) resume(client *kgo.Client) {
 			parts[at.topic] = append(parts[at.topic], at.partition)
 		}
 	}
-	c.lanes.mu.Unlock()
-	c.mu.Unlock()
 	if len(parts) > 0 {
 		client.ResumeFetchPartitions(parts)
 	}

@@ -1,8 +1,10 @@
 package inbox
 
 import (
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -10,6 +12,57 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
+
+// newIdle returns a consumer that does not run, with a client that talks to nobody.
+func newIdle(t *testing.T, opts Options) (*Consumer, *kgo.Client) {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), "postgres://localhost/unused") // connects when it is used
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	c, err := NewConsumer(pool, "test", []Route{{Topic: "orders", Type: "order.placed.v1", Handle: accept}}, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers("localhost:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return c, client
+}
+
+func TestAPartitionIsPausedInTheClientWhenTheConsumerThinksSo(t *testing.T) {
+	t.Parallel()
+	c, client := newIdle(t, Options{MaxBuffered: 1})
+	at := topicPartition{"orders", 3}
+	p := newPartition(at)
+	c.partitions[at] = p
+	for offset := range int64(2_000) {
+		fetches := kgo.Fetches{{Topics: []kgo.FetchTopic{{Topic: at.topic, Partitions: []kgo.FetchPartition{{
+			Partition: at.partition,
+			Records: []*kgo.Record{{Topic: at.topic, Partition: at.partition, Offset: offset, Headers: []kgo.RecordHeader{
+				{Key: "ce_type", Value: []byte("order.placed.v1")},
+			}}},
+		}}}}}}
+		var both sync.WaitGroup
+		both.Go(func() { c.enqueue(t.Context(), client, c.decoder(), fetches) })
+		both.Go(func() {
+			for worked := false; !worked; c.resume(client) {
+				c.lanes.mu.Lock()
+				if worked = len(p.tracked) > 0; worked {
+					p.finish(p.tracked[0])
+				}
+				c.lanes.mu.Unlock()
+			}
+		})
+		both.Wait()
+		if paused := slices.Contains(client.PauseFetchPartitions(nil)[at.topic], at.partition); paused != p.paused {
+			t.Fatalf("offset %d: the client has paused the partition: %v, the consumer thinks so: %v", offset, paused, p.paused)
+		}
+	}
+}
 
 // What a message holds counts against the consumer's budget whatever it consists of, and a used up budget ends the fetching.
 func TestBulkyMessagesUseUpTheBudget(t *testing.T) {
@@ -31,11 +84,7 @@ func TestBulkyMessagesUseUpTheBudget(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			const budget = 4 << 20
-			c, err := NewConsumer(new(pgxpool.Pool), "test", []Route{{Topic: "orders", Type: "order.placed.v1", Handle: accept}},
-				Options{MaxPayload: 1 << 10, MaxBufferedBytes: budget})
-			if err != nil {
-				t.Fatal(err)
-			}
+			c, client := newIdle(t, Options{MaxPayload: 1 << 10, MaxBufferedBytes: budget})
 			p := newPartition(topicPartition{topic: "orders"})
 			added := int64(0)
 			for paused := false; !paused; added++ {
@@ -46,7 +95,8 @@ func TestBulkyMessagesUseUpTheBudget(t *testing.T) {
 					{Key: "ce_id", Value: []byte(uuid.Must(uuid.NewV7()).String())}, {Key: "ce_type", Value: []byte("order.placed.v1")},
 				}}
 				tt.bulk(rec)
-				paused = c.addAll(t.Context(), p, []*kgo.Record{rec}, []*item{c.decoder().decode(rec, time.Now())})
+				c.addAll(t.Context(), client, p, []*kgo.Record{rec}, []*item{c.decoder().decode(rec, time.Now())})
+				paused = p.paused
 			}
 			if added < 2 {
 				t.Errorf("paused after %d messages, want the budget used", added)
