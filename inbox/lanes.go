@@ -22,6 +22,9 @@ type lanes struct {
 	finished int64 // messages that got their fate, for the watchdog
 	waiting  int   // messages in memory without a fate
 	batches  map[*batch]struct{}
+
+	wake   *time.Timer // one for all who wait for a time; nil before the first
+	wakeAt time.Time   // when it is due; zero while nobody asked
 }
 
 // line is the lanes that are ready for one route, in the order they became ready.
@@ -284,11 +287,10 @@ func (l *lanes) lose(parts []*partition) {
 // quiesce waits until no batch has messages of parts, at most until the deadline, and reports whether it came to that.
 func (l *lanes) quiesce(ctx context.Context, parts []*partition, limit time.Duration) bool {
 	deadline := time.Now().Add(limit)
+	stop := context.AfterFunc(ctx, l.wakeAll)
+	defer stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.wakeAfter(limit)
-	stop := context.AfterFunc(ctx, func() { l.wakeAfter(0) })
-	defer stop()
 	for {
 		busy := false
 		for _, p := range parts {
@@ -300,17 +302,32 @@ func (l *lanes) quiesce(ctx context.Context, parts []*partition, limit time.Dura
 		if !time.Now().Before(deadline) || ctx.Err() != nil {
 			return false
 		}
+		l.wakeAfter(time.Until(deadline))
 		l.changed.Wait()
 	}
 }
 
-// wakeAfter makes every waiter look again. The lock is taken so that none misses it between its look and its wait.
+// wakeAfter makes every waiter look again after d, or earlier if another one asked for that: whoever still waits then
+// asks again. One timer serves all, because each look of each worker would start another one. The caller holds mu.
 func (l *lanes) wakeAfter(d time.Duration) {
-	time.AfterFunc(d, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.changed.Broadcast()
-	})
+	at := time.Now().Add(d)
+	switch {
+	case !l.wakeAt.IsZero() && !at.Before(l.wakeAt):
+		return
+	case l.wake == nil:
+		l.wake = time.AfterFunc(d, l.wakeAll)
+	default:
+		l.wake.Reset(d)
+	}
+	l.wakeAt = at
+}
+
+// wakeAll takes the lock so that nobody misses it between a look and a wait.
+func (l *lanes) wakeAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakeAt = time.Time{}
+	l.changed.Broadcast()
 }
 
 // batchLimit is what a route learns from failures.
