@@ -171,6 +171,7 @@ func (c *Consumer) drainHead(ctx context.Context, h *hold, probe bool) (more boo
 	}
 	if head == nil || head.state == StateDead {
 		c.circuit.succeed(probe, false)
+		c.headLeft(h)
 		return false, c.store.rest(ctx, c.pool, *h)
 	}
 	failed := head.item.verdict
@@ -180,6 +181,7 @@ func (c *Consumer) drainHead(ctx context.Context, h *hold, probe bool) (more boo
 	switch {
 	case errors.Is(err, errFenced):
 		c.circuit.succeed(probe, false)
+		c.headLeft(h)
 		return false, nil
 	case err != nil:
 		return false, err
@@ -187,13 +189,18 @@ func (c *Consumer) drainHead(ctx context.Context, h *hold, probe bool) (more boo
 		c.circuit.succeed(probe, true)
 		c.health.success(&head.item.msg, time.Now())
 		c.meters.count(ctx, h.topic, "replayed", 1)
-		h.tries = 0
-		c.tried.forget(*h)
+		c.headLeft(h)
 		c.opts.AfterBatch()
 		return true, nil
 	}
 	c.circuit.succeed(probe, false)
-	return c.drainFailed(ctx, *h, head, failed)
+	return c.drainFailed(ctx, h, head, failed)
+}
+
+// headLeft forgets the tries of a head that is gone, dead or somebody else's: they say nothing about the next one.
+func (c *Consumer) headLeft(h *hold) {
+	h.tries = 0
+	c.tried.forget(*h)
 }
 
 // drainApply runs the handler and settles the message in one transaction. failed is the handler's verdict; err says
@@ -231,17 +238,18 @@ func (c *Consumer) drainApply(ctx context.Context, h hold, head *parkedHead) (fa
 }
 
 // drainFailed books a failed try of a head.
-func (c *Consumer) drainFailed(ctx context.Context, h hold, head *parkedHead, failed error) (more bool, err error) {
+func (c *Consumer) drainFailed(ctx context.Context, h *hold, head *parkedHead, failed error) (more bool, err error) {
 	now := time.Now()
 	v := judge(failed)
 	it := head.item
 	c.logPanic(&it.msg, v, it.attempts+1)
 	f := newFailure(v, it.attempts+1, it.firstFailed, now)
 	if v.kind == discard {
-		return true, c.dropHead(ctx, h, head, v.err.Error())
+		c.headLeft(h)
+		return true, c.dropHead(ctx, *h, head, v.err.Error())
 	}
 	counted := head.counted
-	if c.countsTowardDead(ctx, h, it, f.fingerprint) {
+	if c.countsTowardDead(ctx, *h, it, f.fingerprint) {
 		counted++
 	}
 	gone := v.kind == permanent && (v.sure || c.health.mayDie(&it.msg, 0, now)) ||
@@ -254,12 +262,13 @@ func (c *Consumer) drainFailed(ctx context.Context, h hold, head *parkedHead, fa
 		next = c.opts.RetryMax
 	}
 	err = pgx.BeginFunc(ctx, c.pool, func(tx pgx.Tx) error {
-		if err := c.store.fence(ctx, tx, h); err != nil {
+		if err := c.store.fence(ctx, tx, *h); err != nil {
 			return err
 		}
-		return c.store.failHead(ctx, tx, h, head, f, counted, gone, next)
+		return c.store.failHead(ctx, tx, *h, head, f, counted, gone, next)
 	})
 	if errors.Is(err, errFenced) {
+		c.headLeft(h)
 		return false, nil
 	}
 	if err != nil {
@@ -268,6 +277,7 @@ func (c *Consumer) drainFailed(ctx context.Context, h hold, head *parkedHead, fa
 	pk := parking{item: it, state: StateHeld, failure: f}
 	if gone {
 		pk.state = StateDead
+		c.headLeft(h)
 		c.meters.count(ctx, h.topic, "dead", 1)
 		c.opts.AfterBatch() // the copy wants to be published
 	}

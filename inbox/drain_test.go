@@ -84,3 +84,58 @@ func TestALongHeldLineLetsOthersHaveTheirTurn(t *testing.T) {
 		t.Errorf("%d messages of two lines of %d came before the short one, want about 100 of each", n, long)
 	}
 }
+
+func TestTriesOfAHeadThatLeftAreNotTheNextOnes(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		policy  inbox.Policy
+		verdict error
+	}{
+		{"discarded", inbox.HoldKey, inbox.Discard("superseded")},
+		{"dead and released", inbox.ReleaseKey, inbox.Permanent(errors.New("no"))},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			opts := w.options()
+			opts.RetryMax = time.Hour
+			opts.MaxTries = 1
+			w.startRoutes([]inbox.Route{{Topic: topic, Type: placed, Policy: tt.policy, Handle: func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+				switch what(m) {
+				case "first":
+					if m.Attempt <= 2 {
+						return inbox.RetryAfter(time.Hour, errors.New("not now"))
+					}
+					return tt.verdict
+				case "second":
+					return errors.New("never works")
+				}
+				return apply(ctx, tx, m)
+			}}}, opts)
+			w.produce(record("u1", 1, "first"), record("u1", 2, "second"))
+			w.wait("both parked", func() bool { return len(w.parked(inbox.Filter{})) == 2 })
+			w.due("u1")
+			w.wait("a try that is not counted", func() bool { return w.parked(inbox.Filter{})[0].Attempts == 2 })
+			others := make([]*kgo.Record, 30)
+			for i := range others {
+				others[i] = record("v", i, "")
+			}
+			w.produce(others...)
+			w.wait("evidence that others succeed", func() bool { return len(w.effects("v")) == len(others) })
+			if _, err := w.db.Pool.Exec(t.Context(), `UPDATE inbox_holds SET tries = 12`); err != nil {
+				t.Fatal(err)
+			}
+			w.due("u1")
+			var second inbox.Parked
+			w.wait("the first try of the second", func() bool {
+				all := w.parked(inbox.Filter{Key: "u1"})
+				second = all[len(all)-1]
+				return second.Attempts > 0
+			})
+			if second.State != inbox.StateHeld || time.Until(second.NextTryAt) > time.Minute {
+				t.Errorf("after its first try the second is %s until %v, want it held for less than a second", second.State, second.NextTryAt)
+			}
+		})
+	}
+}
