@@ -178,6 +178,34 @@ func TestLostPartitionsAreLetGoWithoutACommit(t *testing.T) {
 	w.wantEffects("u1", 1, 2)
 }
 
+func TestAMemberThatTheGroupForgotIsNotReadyUntilItIsBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts := w.options()
+	opts.Kafka = append(opts.Kafka, kgo.HeartbeatInterval(50*time.Millisecond))
+	c := w.consumer(onlyPlaced(apply), opts)
+	w.run(c)
+	w.wait("a member", func() bool { return c.Ready() == nil })
+	var back atomic.Bool
+	w.broker.Cluster.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		if back.Load() {
+			return nil, nil, false
+		}
+		w.broker.Cluster.KeepControl()
+		resp := req.ResponseKind().(*kmsg.JoinGroupResponse)
+		resp.ErrorCode = kerr.CoordinatorLoadInProgress.Code
+		return resp, nil, true
+	})
+	w.broker.Cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		resp := req.ResponseKind().(*kmsg.HeartbeatResponse)
+		resp.ErrorCode = kerr.UnknownMemberID.Code
+		return resp, nil, true
+	})
+	w.wait("not ready", func() bool { return c.Ready() != nil })
+	back.Store(true)
+	w.wait("ready again", func() bool { return c.Ready() == nil })
+}
+
 // F20
 func TestKilledDatabaseConnectionsMakeNoDeadLetters(t *testing.T) {
 	t.Parallel()

@@ -195,8 +195,10 @@ func (c *Consumer) revoked(ctx context.Context, client *kgo.Client, parts map[st
 	c.opts.Log.InfoContext(ctx, "partitions revoked", "partitions", parts, "finished", clean)
 }
 
-// lost lets go of partitions that already belong to somebody else: their batches are cancelled, nothing is committed.
+// lost lets go of partitions that already belong to somebody else: their batches are cancelled, nothing is committed. The
+// client joins the group again; until then this is no member.
 func (c *Consumer) lost(ctx context.Context, _ *kgo.Client, parts map[string][]int32) {
+	c.joined.Store(false)
 	c.lanes.lose(c.takeAway(parts))
 	if len(parts) > 0 {
 		c.opts.Log.WarnContext(ctx, "partitions lost", "partitions", parts)
