@@ -243,6 +243,43 @@ func fates(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
 	return counted
 }
 
+func TestARecordOfAForgottenDayThatIsParkedIsNotParkedAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts := w.options()
+	opts.RetryMin, opts.RetryMax = time.Hour, time.Hour
+	stop := w.start(apply, opts)
+	good := record("u1", 1, "")
+	conflict := payload(record("u2", 1, ""), []byte(`{"seq":9}`))
+	conflict.Headers = good.Headers
+	bad := []*kgo.Record{
+		drop(record("u3", 1, ""), "ce_id"),
+		set(record("u4", 1, ""), "ce_id", "42"),
+		conflict,
+	}
+	for i, rec := range bad {
+		rec.Timestamp = time.UnixMilli(int64(i) * 1000) // in 1970: its place's id is of a leaf that is emptied in turn
+	}
+	w.produce(good)
+	w.wait("the effect", func() bool { return len(w.effects("u1")) == 1 })
+	w.produce(bad...)
+	w.wait("all parked", func() bool { return len(w.parked(inbox.Filter{})) == len(bad) && w.lag() == 0 })
+	stop()
+
+	if _, err := w.db.Pool.Exec(t.Context(), `DELETE FROM processed_messages WHERE state = 'parked'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.adm.DeleteGroup(t.Context(), "test"); err != nil { // everything is delivered again
+		t.Fatal(err)
+	}
+	w.start(apply, opts)
+	w.wait("no lag", func() bool { return w.lag() == 0 })
+	if n := len(w.parked(inbox.Filter{})); n != len(bad) {
+		t.Errorf("%d parked, want %d: %s", n, len(bad), w.describeParked())
+	}
+	w.wantEffects("u1", 1)
+}
+
 func TestKeysThatAreNoTextOrTooLongAreKeptAsTheyAre(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

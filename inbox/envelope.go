@@ -34,7 +34,7 @@ type item struct {
 	dedupID    uuid.UUID // msg.ID, or made from the record's place when it has no usable id
 	hash       []byte
 	key        string // names the lane and the hold
-	expired    bool   // the id is beyond the horizon
+	expired    bool   // dedupID is beyond the horizon: its row may be reclaimed at any time
 
 	attempts    int
 	firstFailed time.Time
@@ -94,6 +94,7 @@ func (d decoder) identify(it *item, now time.Time) bool {
 	if idErr != nil {
 		it.dedupID = placeID(it)
 	}
+	it.expired = beyondHorizon(it.dedupID, now)
 	it.verdict = d.judge(it, idErr, otherVersion, now)
 	return true
 }
@@ -110,9 +111,8 @@ func (d decoder) judge(it *item, idErr error, otherVersion bool, now time.Time) 
 	case idErr != nil:
 		return malformed(ClassBadEnvelope, idErr)
 	}
-	if at := idTime(m.ID); at.Before(now.Add(-horizonPast)) || at.After(now.Add(horizonFuture)) {
-		it.expired = true
-		return malformed(ClassBadEnvelope, fmt.Errorf("ce_id is of %s, outside of the last 28 days", at.UTC().Format(time.DateOnly)))
+	if it.expired {
+		return malformed(ClassBadEnvelope, fmt.Errorf("ce_id is of %s, outside of the last 28 days", idTime(m.ID).UTC().Format(time.DateOnly)))
 	}
 	if otherVersion {
 		return &handlerError{kind: held, class: ClassUnsupportedVersion, err: fmt.Errorf("no route for %s, only for other versions", m.Type)}
@@ -168,6 +168,12 @@ func parseID(s string) (uuid.UUID, error) {
 		return uuid.Nil, errors.New("header ce_id is not a UUIDv7")
 	}
 	return id, nil
+}
+
+// beyondHorizon reports whether id's own time is too long ago, or too far ahead, for the ring to remember it.
+func beyondHorizon(id uuid.UUID, now time.Time) bool {
+	at := idTime(id)
+	return at.Before(now.Add(-horizonPast)) || at.After(now.Add(horizonFuture))
 }
 
 // placeID is the id of a record that has none, or whose id belongs to another payload: the same record always gets the

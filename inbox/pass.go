@@ -58,7 +58,7 @@ type pass struct {
 
 // dedup inserts the messages' rows and finds those that were there already.
 func (p *pass) dedup(ctx context.Context) error {
-	var first, again, expired []*item
+	var first, again []*item
 	seen := make(map[uuid.UUID]bool, len(p.items))
 	for _, it := range p.items {
 		if seen[it.dedupID] {
@@ -67,18 +67,12 @@ func (p *pass) dedup(ctx context.Context) error {
 		}
 		seen[it.dedupID] = true
 		first = append(first, it)
-		if it.expired {
-			expired = append(expired, it)
-		}
 	}
-	parked := map[uuid.UUID]bool{}
-	var err error
-	if len(expired) > 0 {
-		if parked, err = p.c.store.parkedAlready(ctx, p.tx, expired); err != nil {
-			return err
-		}
-		first = slices.DeleteFunc(first, func(it *item) bool { return parked[it.dedupID] })
+	parked, err := p.parkedBefore(ctx, first)
+	if err != nil {
+		return err
 	}
+	first = slices.DeleteFunc(first, func(it *item) bool { return parked[it.dedupID] })
 	fresh, err := p.c.store.remember(ctx, p.tx, first)
 	if err != nil {
 		return err
@@ -107,6 +101,20 @@ func (p *pass) dedup(ctx context.Context) error {
 	return nil
 }
 
+// parkedBefore returns which of items are parked already, of those that processed_messages may have forgotten.
+func (p *pass) parkedBefore(ctx context.Context, items []*item) (map[uuid.UUID]bool, error) {
+	var expired []*item
+	for _, it := range items {
+		if it.expired {
+			expired = append(expired, it)
+		}
+	}
+	if len(expired) == 0 {
+		return nil, nil
+	}
+	return p.c.store.parkedAlready(ctx, p.tx, expired)
+}
+
 // conflicts finds messages whose id belongs to another payload. Such a message is never applied: it gets an id of its
 // own, and a verdict.
 func (p *pass) conflicts(ctx context.Context, again []*item) (map[*item]bool, error) {
@@ -122,12 +130,18 @@ func (p *pass) conflicts(ctx context.Context, again []*item) (map[*item]bool, er
 		if hash, ok := known[it.dedupID]; ok && hash != string(it.hash) {
 			it.verdict = malformed(ClassIDConflict, errors.New("the id belongs to a message with another payload"))
 			it.dedupID = placeID(it)
+			it.expired = beyondHorizon(it.dedupID, time.Now())
 			conflicting = append(conflicting, it)
 		}
 	}
 	if len(conflicting) == 0 {
 		return nil, nil
 	}
+	parked, err := p.parkedBefore(ctx, conflicting)
+	if err != nil {
+		return nil, err
+	}
+	conflicting = slices.DeleteFunc(conflicting, func(it *item) bool { return parked[it.dedupID] })
 	fresh, err := p.c.store.remember(ctx, p.tx, conflicting)
 	if err != nil {
 		return nil, err
