@@ -120,27 +120,30 @@ func (p *provider) healthy() bool { return p.breaker.IsClosed() }
 func (p *provider) close() { p.http.CloseIdleConnections() }
 
 // deliver sends msg over the worker's connection to p, and over a new one if that turns out to be dead before the mail
-// has left. hold is called when the mail is about to leave, and before anything that takes long. Its error is returned
-// and nothing is sent.
+// has left. hold is called when the mail is about to leave, and before anything that takes long. Its error is returned,
+// nothing is sent, and it says nothing about p.
 func (p *provider) deliver(ctx context.Context, conns connections, msg *mail.Msg, hold func() error) (answer, error) {
 	a := answer{fate: unreachable, during: connecting}
-	if !p.breaker.TryAcquirePermit() {
-		return a, nil
+	if p.breaker.IsOpen() {
+		if p.breaker.RemainingDelay() > 0 {
+			return a, nil
+		}
+		p.breaker.HalfOpen() // begin lets one worker probe; a permit could not be given back when hold fails
 	}
-	var err error
 	for range 2 {
-		if err = hold(); err != nil {
-			break
+		if err := hold(); err != nil {
+			return answer{}, err
 		}
 		conn, reused := conns[p], true
 		if conn == nil {
+			var err error
 			if conn, err = p.dial(ctx); err != nil {
 				p.breaker.Open() // every other mail would find the same
 				return a, nil    //nolint:nilerr // a provider that is away is an answer
 			}
 			conns[p], reused = conn, false
 			if err = hold(); err != nil {
-				break
+				return answer{}, err
 			}
 		}
 		a = judge(msg, conn.client.SendWithSMTPClient(conn.smtp, msg))
@@ -157,7 +160,7 @@ func (p *provider) deliver(ctx context.Context, conns connections, msg *mail.Msg
 	} else {
 		p.breaker.RecordFailure()
 	}
-	return a, err
+	return a, nil
 }
 
 // connecting is what an answer is about when no mail was tried.
