@@ -349,3 +349,21 @@ func TestNewerVersionIsHeldUntilADeployBringsItsRoute(t *testing.T) {
 	w.wait("all effects", func() bool { return len(w.effects("u1")) == 3 })
 	w.wantEffects("u1", 1, 2, 3)
 }
+
+func TestAVersionThatOnlyAnotherTopicHasARouteForStaysHeld(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.startRoutes([]inbox.Route{
+		{Topic: topic, Type: placed, Handle: parkFirst(apply)},
+		{Topic: "other", Type: "order.placed.v2", Handle: apply},
+	}, w.options())
+	w.produce(set(record("newer", 1, ""), "ce_type", "order.placed.v2"), record("u1", 1, "park"), record("u2", 1, "park"))
+	w.wait("three held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == 3 })
+	for _, key := range []string{"u1", "u2"} { // whoever takes one of these has passed over the newer one
+		w.due("newer", key)
+		w.wait(key, func() bool { return len(w.effects(key)) == 1 })
+	}
+	if p := w.parked(inbox.Filter{Key: "newer"}); len(p) != 1 || p[0].Attempts != 1 {
+		t.Errorf("parked = %+v, want one that was not tried again", p)
+	}
+}

@@ -71,10 +71,12 @@ func (c *Consumer) drainWorker(ctx, work context.Context) {
 
 // wakeSupported makes heads due that were held for want of a route this program has: a deploy releases them.
 func (c *Consumer) wakeSupported(ctx context.Context) {
+	topics, types := c.routes.routed()
 	_, err := c.pool.Exec(ctx, c.store.sql(`
 		UPDATE {inbox_holds} SET next_at = now()
-		WHERE consumer_group = $1 AND state = 'held' AND error_class = $2 AND type = ANY($3::text[])`),
-		c.group, ClassUnsupportedVersion, c.routes.types())
+		WHERE consumer_group = $1 AND state = 'held' AND error_class = $2
+		  AND (topic, type) IN (SELECT * FROM unnest($3::text[], $4::text[]))`),
+		c.group, ClassUnsupportedVersion, topics, types)
 	if err != nil && ctx.Err() == nil {
 		c.opts.Log.WarnContext(ctx, "held newer versions not looked at, they are due later", "error", err)
 	}
@@ -104,13 +106,14 @@ func (c *Consumer) drain(ctx, work context.Context) bool {
 
 func (c *Consumer) claim(ctx context.Context) (h hold, found bool, err error) {
 	h.token = uuid.New()
+	topics, types := c.routes.routed()
 	// A head that only another version of the program can read is left to that one.
 	err = c.pool.QueryRow(ctx, c.store.sql(`
 		WITH due AS (
 			SELECT topic, key FROM {inbox_holds}
 			WHERE consumer_group = $1 AND state = 'held'
 			  AND next_at <= now() AND (leased_until IS NULL OR leased_until < now())
-			  AND (error_class IS DISTINCT FROM $4 OR type = ANY($5::text[]))
+			  AND (error_class IS DISTINCT FROM $4 OR (topic, type) IN (SELECT * FROM unnest($5::text[], $6::text[])))
 			ORDER BY next_at
 			LIMIT 1
 			FOR UPDATE SKIP LOCKED
@@ -120,7 +123,7 @@ func (c *Consumer) claim(ctx context.Context) (h hold, found bool, err error) {
 		FROM due
 		WHERE h.consumer_group = $1 AND h.topic = due.topic AND h.key = due.key
 		RETURNING h.topic, h.key, h.tries`),
-		c.group, h.token.String(), c.opts.Lease.Milliseconds(), ClassUnsupportedVersion, c.routes.types(),
+		c.group, h.token.String(), c.opts.Lease.Milliseconds(), ClassUnsupportedVersion, topics, types,
 	).Scan(&h.topic, &h.key, &h.tries)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return hold{}, false, nil

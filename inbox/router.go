@@ -66,13 +66,12 @@ func (r *router) topics() []string {
 	return topics
 }
 
-// types returns the types that topic has a route for.
-func (r *router) types() []string {
-	var types []string
+// routed returns the topic and type of each route, as two columns.
+func (r *router) routed() (topics, types []string) {
 	for at := range r.byType {
-		types = append(types, at.typ)
+		topics, types = append(topics, at.topic), append(types, at.typ)
 	}
-	return types
+	return topics, types
 }
 
 // find returns the route of a message, nil for a type that is not this group's business. otherVersion is true when
