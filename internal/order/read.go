@@ -45,7 +45,9 @@ type Filter struct {
 	Limit int
 }
 
-// List returns orders, newest first. A page costs the same wherever it is in the list.
+// List returns orders, newest first. A page costs the same wherever it is in the list, with one exception: a Status
+// other than [Pending] has no index, so the list reads past every newer order that has another one, of the user if there
+// is a UserID and of everybody otherwise. A page of a rare status of everybody can read the whole table.
 func List(ctx context.Context, db DB, f Filter) ([]Order, error) {
 	if f.UserID != "" {
 		rows, _ := db.Query(ctx, selectOrders+`
