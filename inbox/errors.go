@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -146,6 +147,14 @@ func deadlocked(err error) bool {
 // errConnClosed marks errors after which the connection was found closed. The error itself cannot tell: io.EOF is what
 // a dead connection says, and what a JSON decoder says of an empty payload.
 var errConnClosed = errors.New("database connection lost")
+
+// callError marks an error of a handler after which tx's connection is gone.
+func callError(tx pgx.Tx, err error) error {
+	if err != nil && tx.Conn().IsClosed() {
+		return fmt.Errorf("%w: %w", errConnClosed, err)
+	}
+	return err
+}
 
 // malformed is the consumer's own verdict on a message that no handler could apply.
 func malformed(class string, err error) error {

@@ -5,8 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,37 +109,4 @@ func copied(name string) bool {
 	lower := strings.ToLower(name)
 	own := strings.HasPrefix(lower, "ce_") || lower == "content-type" || lower == "outbox-seq" || name == ""
 	return !own && !slices.ContainsFunc([]byte(name), func(c byte) bool { return c <= ' ' || c > '~' })
-}
-
-// fullJitter returns a random delay below base × factor^n, at most limit. Jitter over the whole span spreads retries that
-// started together (Brooker, "Exponential Backoff And Jitter", AWS 2015).
-func fullJitter(base time.Duration, factor float64, n int, limit time.Duration) time.Duration {
-	ceiling := float64(base)
-	for range n {
-		ceiling *= factor
-		if ceiling >= float64(limit) {
-			break
-		}
-	}
-	return time.Duration(rand.Float64() * min(ceiling, float64(limit))) //nolint:gosec // jitter is no secret
-}
-
-// halfJitter is between half of the delay and all of it, for delays that must not be near zero.
-func halfJitter(base time.Duration, factor float64, n int, limit time.Duration) time.Duration {
-	d := base
-	for range n {
-		if d = time.Duration(float64(d) * factor); d >= limit {
-			d = limit
-			break
-		}
-	}
-	return d/2 + fullJitter(d, 1, 0, d)/2
-}
-
-// callError names the panic of a handler as an error, and marks an error after which the connection is gone.
-func callError(tx pgx.Tx, err error) error {
-	if err != nil && tx.Conn().IsClosed() {
-		return fmt.Errorf("%w: %w", errConnClosed, err)
-	}
-	return err
 }
