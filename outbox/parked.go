@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -92,8 +93,10 @@ func (r *Relay) insertParked(ctx context.Context, tx pgx.Tx, aside []parkedRow) 
 	for i := range aside {
 		record := &aside[i].record
 		headers := map[string]string{}
-		for _, h := range record.Headers[fixedHeaders:] {
-			headers[h.Key] = string(h.Value)
+		for _, h := range record.Headers {
+			if !slices.Contains(fixedHeaders, h.Key) {
+				headers[h.Key] = string(h.Value)
+			}
 		}
 		encoded, err := json.Marshal(headers)
 		if err != nil {
@@ -108,8 +111,8 @@ func (r *Relay) insertParked(ctx context.Context, tx pgx.Tx, aside []parkedRow) 
 				(relay, seq, id, topic, key, type, content_type, headers, payload, created_at, error, attempts)
 			VALUES ($1, $2, $3::text::uuid, $4, $5, $6, $7, $8::text::jsonb, $9, $10, $11, $12)
 			ON CONFLICT DO NOTHING`,
-			r.opts.Name, record.Seq, record.ID.String(), record.Topic, record.Key, string(record.Headers[2].Value),
-			string(record.Headers[5].Value), string(encoded), record.Value, record.CreatedAt, refusal, attempts,
+			r.opts.Name, record.Seq, record.ID.String(), record.Topic, record.Key, record.header(headerType),
+			record.header(headerContentType), string(encoded), record.Value, record.CreatedAt, refusal, attempts,
 		); err != nil {
 			return fmt.Errorf("park message %s: %w", record.ID, err)
 		}

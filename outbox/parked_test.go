@@ -84,6 +84,12 @@ func TestRefusedMessageParksItsKeyAndNoOther(t *testing.T) {
 	if got := fmt.Sprint(values(records, "bad")); got != want {
 		t.Errorf("published of key bad %s, want %s", got, want)
 	}
+	const names = "ce_specversion ce_id ce_type ce_source ce_time content-type outbox-seq ce_subject"
+	for _, r := range records {
+		if got := headerNames(r.Headers); got != names || string(r.Headers[2].Value) != "test.happened.v1" {
+			t.Errorf("key %s: headers %s and type %s, want those of a message that was never parked", r.Key, got, r.Headers[2].Value)
+		}
+	}
 }
 
 func TestDiscardedMessageLetsItsKeyGoOn(t *testing.T) {

@@ -30,6 +30,16 @@ type lane struct{ topic, key string }
 
 func (r *Record) lane() lane { return lane{r.Topic, r.Key} }
 
+// header returns the value of the first header called name, or "".
+func (r *Record) header(name string) string {
+	for _, h := range r.Headers {
+		if h.Key == name {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
 // bytes is an upper estimate of the record's size in a batch, before compression.
 func (r *Record) bytes() int {
 	size := 36 + len(r.Key) + len(r.Value)
@@ -49,8 +59,8 @@ type row struct {
 	createdAt                     time.Time
 }
 
-// fixedHeaders is how many headers every record has.
-const fixedHeaders = 7
+// fixedHeaders are the headers that every record has; the others are the message's own.
+var fixedHeaders = []string{headerSpecVersion, headerID, headerType, headerSource, headerTime, headerContentType, headerSeq}
 
 var specVersion = []byte("1.0")
 
@@ -66,7 +76,7 @@ func (r *row) record(source []byte) (Record, error) {
 		buf = appended
 		return value
 	}
-	headers := make([]kgo.RecordHeader, 0, fixedHeaders+len(own))
+	headers := make([]kgo.RecordHeader, 0, len(fixedHeaders)+len(own))
 	headers = append(headers,
 		kgo.RecordHeader{Key: headerSpecVersion, Value: specVersion},
 		kgo.RecordHeader{Key: headerID, Value: add(appendUUID(buf, r.id))},

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,37 +63,20 @@ type RelayOptions struct {
 }
 
 func (o RelayOptions) withDefaults() RelayOptions {
-	if o.Name == "" {
-		o.Name = "relay"
-	}
-	if o.Source == "" {
-		o.Source = "/" + o.Schema
-	}
-	if o.PageSize == 0 {
-		o.PageSize = 5000
-	}
-	if o.PageBytes == 0 {
-		o.PageBytes = 8 << 20
-	}
-	o.Lease = either(o.Lease, 4*time.Second)
-	o.MinPoll = either(o.MinPoll, 2*time.Millisecond)
-	o.MaxPoll = max(o.MinPoll, either(o.MaxPoll, 50*time.Millisecond))
-	o.Retention = either(o.Retention, time.Hour)
-	o.MaxAge = either(o.MaxAge, 30*time.Second)
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
+	o.Name = cmp.Or(o.Name, "relay")
+	o.Source = cmp.Or(o.Source, "/"+o.Schema)
+	o.PageSize = cmp.Or(o.PageSize, 5000)
+	o.PageBytes = cmp.Or(o.PageBytes, 8<<20)
+	o.Lease = cmp.Or(o.Lease, 4*time.Second)
+	o.MinPoll = cmp.Or(o.MinPoll, 2*time.Millisecond)
+	o.MaxPoll = max(o.MinPoll, cmp.Or(o.MaxPoll, 50*time.Millisecond))
+	o.Retention = cmp.Or(o.Retention, time.Hour)
+	o.MaxAge = cmp.Or(o.MaxAge, 30*time.Second)
+	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	if o.Meter == nil {
 		o.Meter = noop.Meter{}
 	}
 	return o
-}
-
-func either(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
-	}
-	return d
 }
 
 func (o RelayOptions) check() error {
