@@ -1,6 +1,7 @@
 package saga
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -90,30 +91,20 @@ func (s *step) wrong(offset int) (reasons []string) {
 }
 
 func (o EngineOptions) withDefaults() EngineOptions {
-	orInt := func(v *int, d int) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	orTime := func(v *time.Duration, d time.Duration) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	orInt(&o.BatchSize, 100)
-	orInt(&o.Workers, 4)
-	orInt(&o.MaxCalls, 64)
-	orInt(&o.MaxLanes, 1000)
-	orInt(&o.MaxAttempts, 10)
-	orInt(&o.MaxUndoAttempts, 20)
-	orInt(&o.MaxCrashes, 12)
-	orTime(&o.Lease, defaultLease)
-	orTime(&o.MinPoll, 2*time.Millisecond)
-	orTime(&o.MaxPoll, 100*time.Millisecond)
-	orTime(&o.RetryMin, 100*time.Millisecond)
-	orTime(&o.RetryMax, 30*time.Second)
-	orTime(&o.InDoubtEvery, 5*time.Minute)
-	orTime(&o.Grace, 5*time.Second)
+	o.BatchSize = cmp.Or(o.BatchSize, 100)
+	o.Workers = cmp.Or(o.Workers, 4)
+	o.MaxCalls = cmp.Or(o.MaxCalls, 64)
+	o.MaxLanes = cmp.Or(o.MaxLanes, 1000)
+	o.MaxAttempts = cmp.Or(o.MaxAttempts, 10)
+	o.MaxUndoAttempts = cmp.Or(o.MaxUndoAttempts, 20)
+	o.MaxCrashes = cmp.Or(o.MaxCrashes, 12)
+	o.Lease = cmp.Or(o.Lease, defaultLease)
+	o.MinPoll = cmp.Or(o.MinPoll, 2*time.Millisecond)
+	o.MaxPoll = cmp.Or(o.MaxPoll, 100*time.Millisecond)
+	o.RetryMin = cmp.Or(o.RetryMin, 100*time.Millisecond)
+	o.RetryMax = cmp.Or(o.RetryMax, 30*time.Second)
+	o.InDoubtEvery = cmp.Or(o.InDoubtEvery, 5*time.Minute)
+	o.Grace = cmp.Or(o.Grace, 5*time.Second)
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
