@@ -136,13 +136,13 @@ func (s *sender) settle(ctx context.Context, b *batch) error {
 		return nil
 	}
 	var (
-		ids            []uuid.UUID
-		states, errors []string
-		delays         []float64
-		attempts       []int
+		ids             []uuid.UUID
+		states, reasons []string
+		delays          []float64
+		attempts        []int
 	)
 	for _, o := range b.outcomes {
-		ids, states, errors = append(ids, o.id), append(states, o.state), append(errors, o.err)
+		ids, states, reasons = append(ids, o.id), append(states, o.state), append(reasons, o.err)
 		delays, attempts = append(delays, o.delay.Seconds()), append(attempts, o.attempts)
 	}
 	ctx, cancel := detached(ctx)
@@ -158,7 +158,7 @@ func (s *sender) settle(ctx context.Context, b *batch) error {
 			sent_at = CASE WHEN o.state = 'sent' THEN clock_timestamp() END,
 			updated_at = clock_timestamp()
 		FROM unnest($2::uuid[], $3::text[], $4::float8[], $5::int[], $6::text[]) AS o (id, state, delay, attempts, error)
-		WHERE e.id = o.id AND e.state = 'sending' AND e.lease_token = $1`, b.token, ids, states, delays, attempts, errors)
+		WHERE e.id = o.id AND e.state = 'sending' AND e.lease_token = $1`, b.token, ids, states, delays, attempts, reasons)
 	if err != nil {
 		return fmt.Errorf("write what became of emails: %w", err)
 	}
