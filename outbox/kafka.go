@@ -54,6 +54,7 @@ type KafkaPublisher struct {
 
 // topicLayout says where the records of a topic go. It only decides what is sent together.
 type topicLayout struct {
+	proven      bool // the client has sent to it, so it knows the topic
 	partitions  int
 	read        time.Time
 	partitioner kgo.TopicPartitioner
@@ -113,7 +114,9 @@ func kafkaRecords(page []Record) []kgo.Record {
 	return records
 }
 
-// rounds splits a page so that what a round sends to one partition fits one batch. Order within a partition is kept.
+// rounds splits a page so that what a round sends to one partition is one batch. Order within a partition is kept. The
+// first record of a topic that the client may not know goes alone: such a client hands records on one by one when it
+// learns of the topic, and sends a batch while the rest is still to come.
 func (p *KafkaPublisher) rounds(ctx context.Context, page []Record, records []kgo.Record) [][]int {
 	type partition struct {
 		topic  string
@@ -123,12 +126,17 @@ func (p *KafkaPublisher) rounds(ctx context.Context, page []Record, records []kg
 	var (
 		rounds [][]int
 		fill   = map[partition]filling{}
+		opened = map[string]bool{} // topics with a record in the first round
 	)
 	const overhead = 100 // of a batch
 	for i := range page {
 		to := partition{page[i].Topic, p.partition(ctx, &records[i])}
 		at, begun := fill[to]
 		size := page[i].bytes()
+		if opened[to.topic] && at.round == 0 && !p.topics[to.topic].proven {
+			at, begun = filling{round: 1}, false
+		}
+		opened[to.topic] = true
 		if begun && overhead+at.bytes+size > batchBytes {
 			at = filling{round: at.round + 1}
 		}
@@ -191,9 +199,7 @@ func (p *KafkaPublisher) send(ctx context.Context, records []kgo.Record, round [
 	// The promises say what came of each record, also when ctx ends first.
 	_ = p.client.Flush(ctx)
 	sent.Wait()
-	if failed.Load() || len(p.absent.topics) > 0 {
-		p.classify(records, round, errs)
-	}
+	p.classify(records, round, errs)
 	return failed.Load()
 }
 
@@ -215,6 +221,7 @@ func (p *KafkaPublisher) classify(records []kgo.Record, round []int, errs []erro
 		topic := records[i].Topic
 		if _, noted := missing[topic]; !noted && unknownTopic(errs[i]) {
 			missing[topic] = p.absent.unknown(topic, now)
+			p.topics[topic].proven = false
 		}
 	}
 	for _, i := range round {
@@ -223,6 +230,7 @@ func (p *KafkaPublisher) classify(records []kgo.Record, round []int, errs []erro
 		switch {
 		case errs[i] == nil && !noted:
 			p.absent.found(topic)
+			p.topics[topic].proven = true
 		case lasted && unknownTopic(errs[i]), slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(errs[i], r) }):
 			errs[i] = fmt.Errorf("%w: %w", ErrRefused, errs[i])
 		}

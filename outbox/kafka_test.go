@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +127,35 @@ func TestKafkaRecordAboveTheBatchLimitIsNotOvertaken(t *testing.T) {
 	}
 	if got["a"] != `{"n":0}` || got["b"] != `{"n":0}` {
 		t.Errorf("published %v, want the first of each key", got)
+	}
+}
+
+// A client that does not know the topic yet hands records on one by one, and some of them are on their way before the last
+// one is in the batch.
+func TestKafkaFirstPageOfATopicIsNotOvertaken(t *testing.T) {
+	t.Parallel()
+	topics := []string{"known", "t0", "t1", "t2", "t3", "t4"}
+	broker := kafkatest.NewWith(t, []kfake.Opt{
+		kfake.SeedTopics(1, topics...), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "300000"}),
+	})
+	publisher := newKafka(t, broker)
+	if errs := publisher.Publish(t.Context(), []outbox.Record{{Topic: "known", Key: "a", Value: []byte("1")}}); errs != nil {
+		t.Fatal(errs)
+	}
+	large := []byte(incompressible(400_000))
+	for _, topic := range topics[1:] {
+		page := make([]outbox.Record, 5000)
+		for i := range page {
+			page[i] = outbox.Record{Topic: topic, Key: "a", Value: []byte("1")}
+		}
+		page[0].Value = large
+		errs := publisher.Publish(t.Context(), page)
+		if !errors.Is(errs[0], outbox.ErrRefused) {
+			t.Errorf("%s: the first record: %v, want it refused", topic, errs[0])
+		}
+		if i := slices.Index(errs, nil); i >= 0 {
+			t.Errorf("%s: record %d is acknowledged although the first one was refused", topic, i)
+		}
 	}
 }
 
