@@ -26,6 +26,7 @@ var discard = slog.New(slog.DiscardHandler)
 type running struct {
 	url   string
 	addr  string
+	ln    net.Listener
 	end   context.CancelFunc
 	ended chan struct{}
 	err   error // valid once ended is closed
@@ -38,7 +39,7 @@ func run(t *testing.T, handler http.Handler, opts httpserver.Options) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &running{url: "http://" + ln.Addr().String(), addr: ln.Addr().String(), end: cancel, ended: make(chan struct{})}
+	r := &running{url: "http://" + ln.Addr().String(), addr: ln.Addr().String(), ln: ln, end: cancel, ended: make(chan struct{})}
 	go func() {
 		defer close(r.ended)
 		r.err = httpserver.Run(ctx, discard, ln, handler, opts)
@@ -122,10 +123,15 @@ func TestRunFinishesAcceptedRequests(t *testing.T) {
 func TestRunStaysReachableWhileLoadBalancersFindOut(t *testing.T) {
 	t.Parallel()
 	ops := httpserver.NewOps(nil)
-	server := run(t, ops, httpserver.Options{Ops: ops, DrainDelay: 500 * time.Millisecond})
+	server := run(t, ops, httpserver.Options{Ops: ops, DrainDelay: time.Hour})
 	waitFor(t, "it serves", func() bool { code, _, _ := get(t, server.url+"/readyz"); return code == http.StatusOK })
 	server.end()
 	waitFor(t, "readiness is red", func() bool { code, _, _ := get(t, server.url+"/readyz"); return code == http.StatusServiceUnavailable })
+	// A server that ends by itself has nothing left to be reached for: the delay is over.
+	_ = server.ln.Close()
+	if err := server.wait(t); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Run whose listener was closed = %v, want %v", err, net.ErrClosed)
+	}
 }
 
 func TestRunCutsOffWhatDoesNotFinish(t *testing.T) {
@@ -177,15 +183,22 @@ func TestDrainingEndsALongPollEarly(t *testing.T) {
 func TestRunLimitsWhatAClientMaySend(t *testing.T) {
 	t.Parallel()
 	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
-	server := run(t, ok, httpserver.Options{ReadHeaderTimeout: 50 * time.Millisecond, MaxHeaderBytes: 1 << 10})
-	tests := []struct{ name, send, want string }{
-		{"a header that never ends is cut off", "GET / HTTP/1.1\r\nHost: x\r\n", ""},
-		{"a header that is too large is refused", "GET / HTTP/1.1\r\nHost: x\r\nA: " + strings.Repeat("a", 10<<10) + "\r\n\r\n", "431"},
+	tests := []struct {
+		name string
+		opts httpserver.Options
+		send string
+		want string
+	}{
+		{"a header that never ends is cut off", httpserver.Options{ReadHeaderTimeout: 50 * time.Millisecond}, "GET / HTTP/1.1\r\nHost: x\r\n", ""},
+		{
+			"a header that is too large is refused", httpserver.Options{MaxHeaderBytes: 1 << 10, ReadHeaderTimeout: time.Minute},
+			"GET / HTTP/1.1\r\nHost: x\r\nA: " + strings.Repeat("a", 10<<10) + "\r\n\r\n", "431",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			conn, err := net.Dial("tcp", server.addr)
+			conn, err := net.Dial("tcp", run(t, ok, tt.opts).addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -193,7 +206,7 @@ func TestRunLimitsWhatAClientMaySend(t *testing.T) {
 			if _, err := io.WriteString(conn, tt.send); err != nil {
 				t.Fatal(err)
 			}
-			if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 				t.Fatal(err)
 			}
 			got, err := io.ReadAll(conn)
@@ -209,10 +222,10 @@ func TestRunLimitsWhatAClientMaySend(t *testing.T) {
 
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for tick := time.NewTicker(2 * time.Millisecond); !done(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 10 s until %s", what)
+			t.Fatalf("waited 20 s until %s", what)
 		}
 	}
 }

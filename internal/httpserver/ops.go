@@ -49,9 +49,9 @@ func (o *Ops) ServeHTTP(w http.ResponseWriter, r *http.Request) { o.mux.ServeHTT
 // Drain turns readiness red for good.
 func (o *Ops) Drain() { o.draining.Store(true) }
 
-// Around runs work with the endpoints served on addr, and only work when addr is empty. When ctx ends readiness turns red,
-// while the endpoints go on answering until work has returned. It returns work's error, or why the endpoints could not
-// be served: then work is ended too.
+// Around runs work with the endpoints served on addr, and only work when addr is empty. With port 0 they take a free one; the
+// log says which. When ctx ends readiness turns red, while the endpoints go on answering until work has returned. It returns
+// work's error, or why the endpoints could not be served: then work is ended too.
 func (o *Ops) Around(ctx context.Context, log *slog.Logger, addr string, work func(context.Context) error) error {
 	stop := context.AfterFunc(ctx, o.Drain)
 	defer stop()
@@ -62,6 +62,7 @@ func (o *Ops) Around(ctx context.Context, log *slog.Logger, addr string, work fu
 	if err != nil {
 		return err
 	}
+	log.InfoContext(ctx, "serving health and metrics", slog.String("addr", ln.Addr().String()))
 	working, endWork := context.WithCancel(ctx)
 	defer endWork()
 	serving, endServing := context.WithCancel(context.WithoutCancel(ctx))

@@ -2,12 +2,15 @@ package httpserver_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
 )
@@ -45,30 +48,38 @@ func TestReadyzNamesWhatIsNotReady(t *testing.T) {
 
 func TestReadyzGivesUpOnACheckThatHangs(t *testing.T) {
 	t.Parallel()
-	ops := httpserver.NewOps(nil, httpserver.Check{Name: "kafka", Ready: func(ctx context.Context) error {
-		<-ctx.Done()
-		return ctx.Err()
-	}})
-	if got := ask(ops, "/readyz"); got.Code != http.StatusServiceUnavailable {
-		t.Errorf("/readyz with a check that hangs = %d, want 503", got.Code)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		ops := httpserver.NewOps(nil, httpserver.Check{Name: "kafka", Ready: func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		if got := ask(ops, "/readyz"); got.Code != http.StatusServiceUnavailable {
+			t.Errorf("/readyz with a check that hangs = %d, want 503", got.Code)
+		}
+	})
 }
 
 func TestAroundServesUntilTheWorkHasEnded(t *testing.T) {
 	t.Parallel()
 	ops := httpserver.NewOps(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
-	addr := freeAddress(t)
+	served := make(addresses, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	finish := make(chan struct{})
 	ended := make(chan error, 1)
 	failed := errors.New("work failed")
 	go func() {
-		ended <- ops.Around(ctx, discard, addr, func(ctx context.Context) error {
+		ended <- ops.Around(ctx, slog.New(slog.NewJSONHandler(served, nil)), "127.0.0.1:0", func(ctx context.Context) error {
 			<-ctx.Done()
 			<-finish
 			return failed
 		})
 	}()
+	var addr string
+	select {
+	case addr = <-served:
+	case err := <-ended:
+		t.Fatalf("Around = %v, want it to serve", err)
+	}
 	waitFor(t, "it is ready", func() bool { code, _, _ := get(t, "http://"+addr+"/readyz"); return code == http.StatusOK })
 	if code, _, err := get(t, "http://"+addr+"/metrics"); err != nil || code != http.StatusTeapot {
 		t.Errorf("/metrics = %d, %v; want the handler's answer", code, err)
@@ -110,12 +121,16 @@ func TestListenSaysWhatToDo(t *testing.T) {
 	}
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// addresses takes a JSON log and passes on the addresses in it.
+type addresses chan string
+
+func (a addresses) Write(line []byte) (int, error) {
+	var said struct{ Addr string }
+	if err := json.Unmarshal(line, &said); err != nil {
+		return 0, err
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
+	if said.Addr != "" {
+		a <- said.Addr
+	}
+	return len(line), nil
 }

@@ -2,10 +2,10 @@ package relay
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -28,11 +28,11 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // running runs the service until the test ends.
-func running(t *testing.T, cfg Config) {
+func running(t *testing.T, log *slog.Logger, cfg Config) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
-	go func() { ended <- Run(ctx, discard(), cfg) }()
+	go func() { ended <- Run(ctx, log, cfg) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -62,25 +62,30 @@ func header(r *kgo.Record, name string) string {
 	return ""
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// addresses takes a JSON log and passes on the addresses in it.
+type addresses chan string
+
+func (a addresses) Write(line []byte) (int, error) {
+	var said struct{ Addr string }
+	if err := json.Unmarshal(line, &said); err != nil {
+		return 0, err
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	if said.Addr != "" {
+		a <- said.Addr
+	}
+	return len(line), nil
 }
 
 func TestRunPublishesEveryOutboxAsItsOwnRole(t *testing.T) {
 	t.Parallel()
 	db := migrated.New(t)
 	broker := kafkatest.New(t, event.Topics()...)
-	cfg := Config{Brokers: broker.Addrs, OpsAddr: freeAddr(t)}
+	cfg := Config{Brokers: broker.Addrs, OpsAddr: "127.0.0.1:0"}
 	for _, schema := range []string{"orders", "email", "warehouse"} {
 		cfg.Sources = append(cfg.Sources, Source{Schema: schema, DatabaseURL: db.RoleURL(schema + "_relay")})
 	}
-	running(t, cfg)
+	served := make(addresses, 1)
+	running(t, slog.New(slog.NewJSONHandler(served, nil)), cfg)
 	topics := map[string]string{"orders": event.Orders, "email": event.DeadLetters(event.GroupEmail), "warehouse": event.Shipments}
 	for schema, topic := range topics {
 		write(t, db, schema, topic, "about-"+schema)
@@ -94,7 +99,7 @@ func TestRunPublishesEveryOutboxAsItsOwnRole(t *testing.T) {
 			t.Errorf("outbox of %s published %q, want %q", schema, got["/"+schema], want)
 		}
 	}
-	waitReady(t, "http://"+cfg.OpsAddr+"/readyz")
+	waitReady(t, "http://"+<-served+"/readyz")
 }
 
 func waitReady(t *testing.T, url string) {
@@ -158,7 +163,7 @@ func TestRunTakesTheKicksOfItsProcess(t *testing.T) {
 	t.Parallel()
 	db := migrated.New(t)
 	kick := make(chan struct{}) // unbuffered: a send that succeeds was taken
-	running(t, Config{
+	running(t, discard(), Config{
 		Brokers: kafkatest.New(t, event.Topics()...).Addrs,
 		Sources: []Source{{Schema: "orders", DatabaseURL: db.RoleURL("orders_relay"), Kick: kick}},
 	})
