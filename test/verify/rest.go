@@ -7,11 +7,12 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/orderflow-dev/orderflow/test/system"
 )
 
-// AtRest waits until nothing is left to do: every order has ended or waits for a person, every email is settled, and no
-// group has anything to read. It returns what is still moving when limit has passed.
+// AtRest waits until nothing is left to do: every order has ended or waits for a person, every email is settled, every
+// message is published, and no group has anything to read. It returns what is still moving when limit has passed.
 func AtRest(ctx context.Context, t Target, limit time.Duration) error {
 	// Twice in a row: what is between two places, in neither's table, is seen in one of two looks.
 	quiet := 0
@@ -44,6 +45,17 @@ func (t Target) moving(ctx context.Context) error {
 	}
 	if orders+sagas+emails+packing > 0 {
 		return fmt.Errorf("%d orders, %d sagas, %d emails, %d shipments are under way", orders, sagas, emails, packing)
+	}
+	for _, schema := range []string{"orders", "email", "warehouse"} {
+		status, err := outbox.Inspect(ctx, t.DB, schema)
+		if err != nil {
+			return fmt.Errorf("look at the outbox of %s: %w", schema, err)
+		}
+		for _, relay := range status.Relays {
+			if relay.Backlog > 0 {
+				return fmt.Errorf("outbox of %s: %d messages are not published", schema, relay.Backlog)
+			}
+		}
 	}
 	lags, err := kadm.NewClient(t.Kafka).Lag(ctx, "order", "email", "warehouse")
 	if err != nil {

@@ -131,6 +131,8 @@ func TestTheVerifierConvicts(t *testing.T) {
 		commit    func(*testing.T, *scene)
 	}{
 		{"none", "", func(*testing.T, *scene) {}},
+		{"none, and the ring has given the messages' space back", "", sql(`
+			DELETE FROM orders.outbox; UPDATE orders.orders SET created_at = now() - interval '2 h' WHERE id = 'ID'`)},
 		{"a promised order is gone", "I1", func(_ *testing.T, s *scene) {
 			s.clients = append(s.clients, Request{Key: "key-3", Outcome: "accepted", OrderID: uuid.NewString()})
 		}},
@@ -199,5 +201,14 @@ func TestTheVerifierConvicts(t *testing.T) {
 				t.Errorf("Check = %v, want a violation of %s", violations, tt.invariant)
 			}
 		})
+	}
+}
+
+func TestASystemIsNotAtRestBeforeItsMessagesArePublished(t *testing.T) {
+	t.Parallel()
+	s := newScene(t) // no relay runs
+	err := Target{DB: s.db.Pool}.moving(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "outbox of orders: 2 messages") {
+		t.Errorf("moving = %v, want the two messages in the outbox of orders", err)
 	}
 }
