@@ -1,17 +1,12 @@
 package chaos
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 
 	"github.com/orderflow-dev/orderflow/test/system"
 	"github.com/orderflow-dev/orderflow/test/verify"
@@ -20,25 +15,7 @@ import (
 // binary is the program under test. TestMain builds it once; the testing package gives tests no other way to it.
 var binary *system.Binary
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	var err error
-	if binary, err = system.Build(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	if err := goleak.Find(); err != nil && code == 0 {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	if err := binary.Remove(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	return code
-}
+func TestMain(m *testing.M) { system.Main(m, &binary) }
 
 const (
 	orders = 1000
@@ -51,7 +28,7 @@ const (
 // provider's journal agree.
 func TestKillingEverythingThreeTimesLosesNothing(t *testing.T) {
 	dir, journal := system.DataDir(t), filepath.Join(t.TempDir(), "load.jsonl")
-	port := freePort(t)
+	port := system.FreePort(t)
 	start := func() *system.Dev {
 		return binary.StartDev(t, "--data-dir", dir, "--seed-orders", "0", "--api-port", strconv.Itoa(port))
 	}
@@ -116,14 +93,4 @@ func notVacuous(t *testing.T, d *system.Dev) {
 	if err != nil || shipped == 0 || declined == 0 || lost == 0 {
 		t.Errorf("%d orders shipped, %d declined, %d with a lost answer, %v; want some of each", shipped, declined, lost, err)
 	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
 }

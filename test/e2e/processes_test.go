@@ -3,7 +3,6 @@ package e2e
 import (
 	"crypto/sha256"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -37,15 +36,15 @@ func TestEachServiceRunsAsItsOwnProcess(t *testing.T) {
 		config := db.Config().ConnConfig
 		return fmt.Sprintf("postgres://%s:%s@%s:%d/%s", name, rolePassword, config.Host, config.Port, config.Database)
 	}
-	apiAddr, sandboxAddr, smtpAddr := freeAddr(t), freeAddr(t), freeAddr(t)
-	ops := map[string]string{}
+	const anyPort = "127.0.0.1:0"
+	services := map[string]*system.Process{}
 	start := func(name string, args ...string) *system.Process {
-		addr := freeAddr(t)
-		ops[name] = addr
-		return binary.Start(t, append(args, "--ops-addr", addr)...)
+		services[name] = binary.Start(t, append(args, "--ops-addr", anyPort)...)
+		return services[name]
 	}
-	binary.Start(t, "sandbox", "--addr", sandboxAddr, "--smtp-addr", smtpAddr, "--sandbox-dir", t.TempDir())
-	start("api", "api", "--addr", apiAddr, "--database-url", role("orders"))
+	sandbox := binary.Start(t, "sandbox", "--addr", anyPort, "--smtp-addr", anyPort, "--sandbox-dir", t.TempDir())
+	sandboxAddr, smtpAddr := sandbox.Said(t, "sandbox serves", "http"), sandbox.Said(t, "sandbox serves", "smtp")
+	api := start("api", "api", "--addr", anyPort, "--database-url", role("orders"))
 	relay := []string{
 		"relay", "--kafka", kafka, "--orders-database-url", role("orders_relay"),
 		"--email-database-url", role("email_relay"), "--warehouse-database-url", role("warehouse_relay"),
@@ -55,12 +54,13 @@ func TestEachServiceRunsAsItsOwnProcess(t *testing.T) {
 	start("order", "order", "--database-url", role("orders"), "--kafka", kafka, "--payment-url", "http://"+sandboxAddr)
 	start("email", "email", "--database-url", role("email"), "--kafka", kafka, "--smtp-addr", smtpAddr)
 	start("warehouse", "warehouse", "--database-url", role("warehouse"), "--kafka", kafka)
-	for name, addr := range ops {
+	for name, p := range services {
+		addr := p.Said(t, "serving health and metrics", "addr")
 		system.Eventually(t, decided, name+" is ready", func() error { return ready(t, addr) })
 	}
 
 	d := &system.Dev{
-		Client: system.NewClient("http://"+apiAddr, apiKey, "http://"+sandboxAddr), DB: db,
+		Client: system.NewClient("http://"+api.Said(t, "serving", "addr"), apiKey, "http://"+sandboxAddr), DB: db,
 		Ready: system.Ready{Kafka: kafka},
 	}
 	t.Cleanup(d.Close)
@@ -107,16 +107,6 @@ func seed(t *testing.T, db *pgxpool.Pool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 func ready(t *testing.T, addr string) error {

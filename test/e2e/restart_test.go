@@ -13,10 +13,10 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name string
-		end  func(d *system.Dev)
+		end  func(t *testing.T, d *system.Dev)
 	}{
-		{"SIGTERM", func(d *system.Dev) { d.Stop(t) }},
-		{"kill -9", func(d *system.Dev) { d.Kill(t) }},
+		{"SIGTERM", func(t *testing.T, d *system.Dev) { d.Stop(t) }},
+		{"kill -9", func(t *testing.T, d *system.Dev) { d.Kill(t) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := system.DataDir(t)
@@ -33,7 +33,7 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 				t.Error("every order was decided before the end: nothing was in the middle")
 			}
 			d.DB.Close()
-			tt.end(d)
+			tt.end(t, d)
 
 			d = binary.StartDev(t, "--data-dir", dir)
 			for _, id := range ids {

@@ -1,10 +1,14 @@
 package system
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,7 +25,7 @@ type Process struct {
 	err  error         // how it ended, once done is closed
 
 	mu     sync.Mutex
-	killed bool
+	killed bool // or excused: it need not end well
 }
 
 // Start starts a process that serves until it is stopped. What it says goes to a file, and into the test's log if the test
@@ -37,15 +41,14 @@ func (b *Binary) Start(t testing.TB, args ...string) *Process {
 	p.cmd = exec.Command(b.Path, args...)
 	p.cmd.Stdout, p.cmd.Stderr = file, file
 	// A group of its own, so that a Ctrl-C for the test is not one for the process; and it dies with the test binary.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	dieWithParent(p.cmd.SysProcAttr)
 	p.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
-	if err := p.cmd.Start(); err != nil {
+	started := make(chan error, 1)
+	go p.run(started)
+	if err := <-started; err != nil {
 		t.Fatalf("start orderflow %v: %v", args, err)
 	}
-	go func() {
-		p.err = p.cmd.Wait()
-		close(p.done)
-	}()
 	t.Cleanup(func() {
 		p.Stop(t)
 		if t.Failed() {
@@ -55,14 +58,33 @@ func (b *Binary) Start(t testing.TB, args ...string) *Process {
 	return p
 }
 
+// run starts the process and waits for its end, on one OS thread that it keeps for itself all the while: the kernel's
+// parent-death signal is tied to the thread, and Go may end a thread that nothing is locked to.
+func (p *Process) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	p.err = p.cmd.Wait()
+	close(p.done)
+}
+
 // Kill ends the process as kill -9 does. The process has no say in it.
 func (p *Process) Kill(t testing.TB) {
 	t.Helper()
-	p.mu.Lock()
-	p.killed = true
-	p.mu.Unlock()
+	p.excuse()
 	_ = p.cmd.Process.Kill() // it may have ended by itself, which the caller's checks will tell
-	p.wait(t, 10*time.Second)
+	p.wait(t, 40*time.Second)
+}
+
+// excuse says that the process need not end well.
+func (p *Process) excuse() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.killed = true
 }
 
 // Stop asks the process to stop, waits until it has, and fails the test if it did not end well.
@@ -101,6 +123,29 @@ func (p *Process) Ended() (bool, error) {
 	default:
 		return false, nil
 	}
+}
+
+// Said waits until the process logs a message, and returns one of its attributes.
+func (p *Process) Said(t testing.TB, message, attribute string) (value string) {
+	t.Helper()
+	Eventually(t, time.Minute, fmt.Sprintf("orderflow %s logs %q", strings.Join(p.args, " "), message), func() error {
+		raw, err := os.ReadFile(p.log)
+		if err != nil {
+			return err
+		}
+		for line := range bytes.Lines(raw) {
+			var said map[string]any
+			if json.Unmarshal(line, &said) == nil && said["msg"] == message {
+				value, _ = said[attribute].(string)
+				return nil
+			}
+		}
+		if ended, err := p.Ended(); ended {
+			t.Fatalf("orderflow %s ended: %v\n%s", strings.Join(p.args, " "), err, raw)
+		}
+		return errors.New("it has not")
+	})
+	return value
 }
 
 // Log returns the end of what the process has said.
