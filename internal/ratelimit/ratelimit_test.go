@@ -74,10 +74,14 @@ func TestBurstThenTheRateInMemory(t *testing.T) {
 	})
 }
 
+// refilled is the most that a limit of one a second can have given back since began.
+func refilled(began time.Time) int { return 1 + int(time.Since(began)/time.Second) }
+
 func TestProcessesShareTheLimitThroughRedis(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
 	opts := ratelimit.Options{PerSecond: 1, Burst: 10}
+	began := time.Now()
 	var count atomic.Int64
 	var group sync.WaitGroup
 	for range 3 {
@@ -85,7 +89,7 @@ func TestProcessesShareTheLimitThroughRedis(t *testing.T) {
 		group.Go(func() { count.Add(int64(allowed(t, l, "ada", 10))) })
 	}
 	group.Wait()
-	if n := count.Load(); n < 10 || n > 12 { // one more for each second it took
+	if n := int(count.Load()); n < 10 || n > 10+refilled(began) {
 		t.Errorf("three processes allowed %d of 30 together, want 10", n)
 	}
 }
@@ -94,20 +98,21 @@ func TestWithoutRedisTheLimitIsLocalNotGone(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
 	l := open(t, server.Addr(), ratelimit.Options{PerSecond: 1, Burst: 10})
+	began := time.Now()
 	if d := l.Allow(t.Context(), "ada"); !d.Allowed || d.Local {
 		t.Fatalf("Allow with Redis = %+v", d)
 	}
 	server.Close()
-	if got := allowed(t, l, "ada", 30); got < 10 || got > 12 {
+	if got := allowed(t, l, "ada", 30); got < 10 || got > 10+refilled(began) {
 		t.Errorf("%d of 30 without Redis, want the process's own burst of 10", got)
 	}
 	if err := server.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for l.Allow(t.Context(), "ben").Local {
 		if time.Now().After(deadline) {
-			t.Fatal("the limit is still local 10 s after Redis came back")
+			t.Fatal("the limit is still local 30 s after Redis came back")
 		}
 		<-time.After(20 * time.Millisecond)
 	}
@@ -115,24 +120,45 @@ func TestWithoutRedisTheLimitIsLocalNotGone(t *testing.T) {
 
 func TestAHangingRedisCostsOneQuestionASecond(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") // it accepts in the kernel and never answers
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = listener.Close() })
-	l := open(t, listener.Addr().String(), ratelimit.Options{PerSecond: 1, Burst: 1000, Patience: 50 * time.Millisecond})
+	address, connections := mute(t)
+	l := open(t, address, ratelimit.Options{PerSecond: 1, Burst: 1000, Patience: 50 * time.Millisecond})
 	began := time.Now()
-	first := l.Allow(t.Context(), "ada")
-	if took := time.Since(began); !first.Allowed || !first.Local || took < 50*time.Millisecond || took > time.Second {
-		t.Errorf("Allow = %+v after %v, want a local yes after some 50 ms", first, took)
+	if first := l.Allow(t.Context(), "ada"); !first.Allowed || !first.Local {
+		t.Errorf("Allow = %+v, want a local yes", first)
 	}
-	began = time.Now()
 	if got := allowed(t, l, "ada", 500); got != 500 {
 		t.Errorf("%d of 500 allowed, want all", got)
 	}
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("500 requests took %v, want them not to wait for Redis", took)
+	// A question that got no answer has used its connection up.
+	if asked, most := connections(), 1+int(time.Since(began)/time.Second); asked > most {
+		t.Errorf("501 requests asked Redis %d times in %v, want one question a second", asked, time.Since(began))
 	}
+}
+
+// mute returns the address of a server that accepts and never answers, and how many connections it has had so far.
+func mute(t *testing.T) (address string, connections func() int) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var count atomic.Int64
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			count.Add(1)
+			defer func() { _ = conn.Close() }()
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		accepting.Wait()
+	})
+	return listener.Addr().String(), func() int { return int(count.Load()) }
 }
 
 func TestFlushedRedisStartsAFreshBurst(t *testing.T) {
@@ -140,7 +166,8 @@ func TestFlushedRedisStartsAFreshBurst(t *testing.T) {
 	server := miniredis.RunT(t)
 	l := open(t, server.Addr(), ratelimit.Options{PerSecond: 1, Burst: 5})
 	for range 2 {
-		if got := allowed(t, l, "ada", 20); got < 5 || got > 7 {
+		began := time.Now()
+		if got := allowed(t, l, "ada", 20); got < 5 || got > 5+refilled(began) {
 			t.Errorf("%d of 20, want 5", got)
 		}
 		server.FlushAll()
