@@ -192,8 +192,8 @@ func closePool(t testing.TB, pool *pgxpool.Pool) {
 	}()
 	select {
 	case <-closed:
-	case <-time.After(10 * time.Second):
-		t.Errorf("pgtest: %d connections are still in use 10 s after the end of the test", pool.Stat().AcquiredConns())
+	case <-time.After(30 * time.Second):
+		t.Errorf("pgtest: %d connections are still in use 30 s after the end of the test", pool.Stat().AcquiredConns())
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/orderflow-dev/orderflow/internal/filelock"
 	"github.com/orderflow-dev/orderflow/internal/localpg"
+	"github.com/orderflow-dev/orderflow/internal/parallel"
 )
 
 // shared is the server of this test binary. A package variable, because tests have nowhere else to find what [Main]
@@ -33,8 +34,16 @@ type server struct {
 	templates map[string]string
 }
 
+// atOnce is how many tests run at once. They wait for commits, leases and polls most of the time; the server's connections
+// are for that many.
+const atOnce = 6
+
 // Main runs a package's tests, ends the server they used, and fails when a goroutine is left over. It does not return.
 func Main(m *testing.M) {
+	if err := parallel.Tests(atOnce); err != nil {
+		fmt.Fprintln(os.Stderr, "pgtest:", err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	if err := shared.close(); err != nil {
 		fmt.Fprintln(os.Stderr, "pgtest:", err)

@@ -2,19 +2,19 @@ package system
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/orderflow-dev/orderflow/internal/parallel"
 )
 
 // Main builds the program under test into binary, runs the package's tests and fails when a goroutine is left over. It does
 // not return.
 //
-// The tests wait for the system most of the time, so more of them run at once than the machine has cores, unless the command
-// line says how many.
+// The tests wait for the system most of the time, so 16 of them run at once, however few cores the machine has.
 func Main(m *testing.M, binary **Binary) { os.Exit(run(m, binary)) }
 
 func run(m *testing.M, binary **Binary) (code int) {
@@ -24,9 +24,9 @@ func run(m *testing.M, binary **Binary) (code int) {
 			code = max(code, 1)
 		}
 	}
-	flag.Parse()
-	if !chosen("test.parallel") {
-		fail(flag.Set("test.parallel", "16"))
+	if err := parallel.Tests(16); err != nil {
+		fail(err)
+		return code
 	}
 	built, err := Build(context.Background())
 	if err != nil {
@@ -39,10 +39,4 @@ func run(m *testing.M, binary **Binary) (code int) {
 		fail(goleak.Find())
 	}
 	return code
-}
-
-// chosen reports whether the command line has the flag.
-func chosen(name string) (found bool) {
-	flag.Visit(func(f *flag.Flag) { found = found || f.Name == name })
-	return found
 }
