@@ -68,21 +68,24 @@ func (m *mortal) kill() {
 	}
 }
 
-func TestStandbyTakesOverFromAKilledLeaderWithinFiveSeconds(t *testing.T) {
+func TestStandbyTakesOverFromAKilledLeaderWhenItsLeaseIsOver(t *testing.T) {
 	t.Parallel()
 	db, broker := newOutbox(t), &outboxtest.Broker{}
 	pool := newMortal(t, db)
-	start(t, pool.Pool, broker, outbox.RelayOptions{})
+	start(t, pool.Pool, broker, outbox.RelayOptions{Lease: time.Second})
 	write(t, db.Pool, message("orders", "a", 1))
 	waitFor(t, broker, 1)
 	start(t, db.Pool, broker, outbox.RelayOptions{})
-	killed := time.Now()
 	pool.kill()
+	var left float64 // by Postgres' clock, which is the one that decides
+	if err := db.Pool.QueryRow(t.Context(), `
+		SELECT extract(epoch FROM expires_at - clock_timestamp())::float8
+		FROM orders.outbox_lease
+		WHERE epoch = 1`).Scan(&left); err != nil || left > 1 {
+		t.Errorf("the killed leader's lease of 1 s is over in %v s, %v", left, err)
+	}
 	write(t, db.Pool, message("orders", "a", 2))
 	waitFor(t, broker, 2)
-	if took := time.Since(killed); took > 5*time.Second {
-		t.Errorf("the standby published after %v, want within 5 s", took)
-	}
 }
 
 // F8: a leader that was paused past its lease holds a page it has read long ago. Neither its page nor its checkpoint may
@@ -144,7 +147,7 @@ func TestPausedLeaderIsFenced(t *testing.T) {
 // waitRecords waits for n records, duplicates included.
 func waitRecords(t testing.TB, broker *outboxtest.Broker, n int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := broker.Wait(ctx, func(records []outbox.Record) bool { return len(records) >= n }); err != nil {
 		t.Fatal(err)

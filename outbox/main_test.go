@@ -22,6 +22,9 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // schema of the outbox in tests: not on the search_path, so that an unqualified name is noticed.
 const schema = "orders"
 
+// patience is how long a test waits for what must come. Nobody waits for it who succeeds.
+const patience = time.Minute
+
 func newOutbox(t testing.TB) *pgtest.DB {
 	t.Helper()
 	db := pgtest.NewEmpty(t)
@@ -29,12 +32,18 @@ func newOutbox(t testing.TB) *pgtest.DB {
 	return db
 }
 
-// start runs a relay until the test ends or stop is called; stop returns what Run returned.
+// start runs a relay until the test ends or stop is called, which checks what Run returned.
+//
+// Its lease is a minute unless opts say otherwise: a leader that loses it, because the machine is slow, publishes again. That
+// is allowed, and hides what a test wants to see that counts each record.
 func start(
 	t testing.TB, pool *pgxpool.Pool, publisher outbox.Publisher, opts outbox.RelayOptions, prepare ...func(*outbox.Relay),
 ) (*outbox.Relay, func()) {
 	t.Helper()
 	opts.Schema = schema
+	if opts.Lease == 0 {
+		opts.Lease = time.Minute
+	}
 	opts.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	relay, err := outbox.NewRelay(pool, publisher, opts)
 	if err != nil {
@@ -82,7 +91,7 @@ func write(t testing.TB, pool *pgxpool.Pool, msgs ...outbox.Message) {
 // waitFor waits until the broker has n different messages.
 func waitFor(t testing.TB, broker *outboxtest.Broker, n int) []outbox.Record {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := broker.Wait(ctx, func(records []outbox.Record) bool { return distinct(records) >= n }); err != nil {
 		t.Fatalf("want %d messages: %v", n, err)
@@ -101,7 +110,7 @@ func distinct(records []outbox.Record) int {
 // eventually asks until ok says nil, or fails the test with its last answer.
 func eventually(t testing.TB, ok func() error) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		err := ok()
 		if err == nil {
