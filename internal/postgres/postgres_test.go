@@ -137,14 +137,14 @@ func TestOutageTellsAFaultFromAMistake(t *testing.T) {
 	t.Parallel()
 	db := pgtest.NewEmpty(t)
 	ctx := t.Context()
-	pool, err := postgres.Open(ctx, db.URL, postgres.Options{StatementTimeout: 50 * time.Millisecond})
+	pool, err := postgres.Open(ctx, db.URL, postgres.Options{StatementTimeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pool.Close()
 	_, syntax := pool.Exec(ctx, `SELEC`)
 	_, division := pool.Exec(ctx, `SELECT 1/0`)
-	_, slow := pool.Exec(ctx, `SELECT pg_sleep(5)`)
+	_, slow := pool.Exec(ctx, `SELECT pg_sleep(60)`)
 	_, killed := pool.Exec(ctx, `SELECT pg_terminate_backend(pg_backend_pid())`)
 	_, refused := postgres.Open(ctx, "postgres://me@127.0.0.1:1/shop", postgres.Options{})
 	tests := []struct {
