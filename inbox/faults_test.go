@@ -162,7 +162,7 @@ func TestLostPartitionsAreLetGoWithoutACommit(t *testing.T) {
 		case <-ctx.Done():
 			cancelled <- ctx.Err()
 			return ctx.Err()
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			cancelled <- nil
 			return errors.New("not cancelled")
 		}
@@ -234,7 +234,8 @@ func TestKilledDatabaseConnectionsMakeNoDeadLetters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.wait("all effects", func() bool { return w.countSoon(`SELECT count(*) FROM effects`) >= 600 && w.lag() == 0 })
+	w.db.Pool.Reset() // a connection that was terminated would show it to whoever uses it next: here, the test
+	w.wait("all effects", func() bool { return w.count(`SELECT count(*) FROM effects`) >= 600 && w.lag() == 0 })
 	for key := range 20 {
 		w.wantEffects(fmt.Sprintf("u%d", key), seqs(30)...)
 	}
@@ -269,13 +270,6 @@ func TestAConnectionThatDiesUnderTheDrainerBlamesNoMessage(t *testing.T) {
 	if n := w.count(`SELECT count(*) FROM outbox`); n != 0 {
 		t.Errorf("%d dead letters, want 0", n)
 	}
-}
-
-// countSoon is count for a query whose connection may have been killed: then it is 0.
-func (w *world) countSoon(query string) int {
-	var n int
-	_ = w.db.Pool.QueryRow(w.Context(), query).Scan(&n) // the caller asks again
-	return n
 }
 
 func TestOutageParksNothingAndEverythingIsDoneAfterIt(t *testing.T) {

@@ -35,14 +35,16 @@ type world struct {
 	*testing.T
 	db     *pgtest.DB
 	broker *kafkatest.Broker
-	adm    *kadm.Client // one for all looks: a client for each would use up the sockets in a long wait
+	client *kgo.Client // produces; one for all, for a test may produce a hundred times
+	adm    *kadm.Client
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{T: t, db: newDatabase(t)}
 	w.broker = kafkatest.New(t, topic, "other", "test.dlq")
-	w.adm = kadm.NewClient(w.broker.Client(t))
+	w.client = w.broker.Client(t)
+	w.adm = kadm.NewClient(w.client)
 	return w
 }
 
@@ -189,7 +191,9 @@ func (w *world) run(c *inbox.Consumer) (stop func()) {
 // produce publishes records in order and waits for the acks.
 func (w *world) produce(records ...*kgo.Record) {
 	w.Helper()
-	w.broker.Produce(w.T, records...)
+	if err := w.client.ProduceSync(w.Context(), records...).FirstErr(); err != nil {
+		w.Fatalf("produce: %v", err)
+	}
 }
 
 // wait polls until ok, and fails the test with what was awaited after a minute.
