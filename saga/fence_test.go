@@ -41,7 +41,7 @@ func TestALateSuccessOfAFencedEngineIsRefundedOnce(t *testing.T) {
 	def := saga.Define("trip", 1,
 		saga.LocalBatch("hold seat", hold).UndoBatch(release),
 		saga.Remote("charge", charge).Query(p.find).Undo(undo).Timeout(time.Second)).
-		Deadline(300 * time.Millisecond).
+		Deadline(time.Hour).
 		OnFailed(func(ctx context.Context, tx pgx.Tx, in *saga.Instance, cause saga.Failure) error {
 			told.Add(1)
 			return failed(ctx, tx, in, cause)
@@ -50,6 +50,7 @@ func TestALateSuccessOfAFencedEngineIsRefundedOnce(t *testing.T) {
 	start(t, pool, in)
 	stop := engine(t, pool, quick(), def)
 	<-paused
+	passDeadline(t, pool, in.ID)
 	sagatest.Expire(t.Context(), t, pool)
 	engine(t, pool, quick(), def)
 	untilState(t, pool, in.ID, saga.Compensated)

@@ -91,6 +91,15 @@ func until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// passDeadline ends an instance's time.
+func passDeadline(t testing.TB, pool *pgxpool.Pool, id uuid.UUID) {
+	t.Helper()
+	_, err := pool.Exec(t.Context(), `UPDATE saga_instances SET deadline_at = clock_timestamp() WHERE id = $1 AND finished_at IS NULL`, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func load(t testing.TB, pool *pgxpool.Pool, id uuid.UUID) *saga.History {
 	t.Helper()
 	h, err := saga.Load(t.Context(), pool, id)
