@@ -17,8 +17,9 @@ dev: build ## Run the whole system in one process: no Docker, no Java; Ctrl-C st
 build: ## Build bin/orderflow
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orderflow ./cmd/orderflow
 
+# Without the setting each test binary sleeps for a second before it ends.
 test: ## Run every test, race detector on; starts the servers it needs
-	CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -timeout 10m ./...
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -timeout 10m ./...
 
 lint: $(BIN)/golangci-lint ## Run the linters
 	$(BIN)/golangci-lint run ./...

@@ -25,6 +25,6 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), rerunVar+"=1")
+	cmd.Env = append(os.Environ(), rerunVar+"=1", "GORACE=atexit_sleep_ms=0") // or it sleeps for a second before it ends
 	return cmd
 }

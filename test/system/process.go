@@ -43,7 +43,7 @@ func (b *Binary) Start(t testing.TB, args ...string) *Process {
 	// A group of its own, so that a Ctrl-C for the test is not one for the process; and it dies with the test binary.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	dieWithParent(p.cmd.SysProcAttr)
-	p.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66")
+	p.cmd.Env = environment()
 	started := make(chan error, 1)
 	go p.run(started)
 	if err := <-started; err != nil {
@@ -56,6 +56,12 @@ func (b *Binary) Start(t testing.TB, args ...string) *Process {
 		}
 	})
 	return p
+}
+
+// environment is that of the test, where a data race ends the program. The race detector would have every process sleep for a
+// second before it ends.
+func environment() []string {
+	return append(os.Environ(), "GORACE=halt_on_error=1 exitcode=66 atexit_sleep_ms=0")
 }
 
 // run starts the process and waits for its end, on one OS thread that it keeps for itself all the while: the kernel's
