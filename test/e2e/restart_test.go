@@ -19,6 +19,7 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 		{"kill -9", func(t *testing.T, d *system.Dev) { d.Kill(t) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			dir := system.DataDir(t)
 			d := binary.StartDev(t, "--data-dir", dir, "--seed-orders", "5")
 			var ids []string
