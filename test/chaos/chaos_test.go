@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { system.Main(m, &binary) }
 
 const (
 	orders = 1000
-	rate   = 40
+	rate   = 80
 	kills  = 3
 )
 
