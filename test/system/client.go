@@ -24,7 +24,7 @@ type Client struct {
 
 // NewClient returns a client of the api at base and of the sandbox. The caller closes it.
 func NewClient(base, key, sandbox string) *Client {
-	return &Client{base, key, sandbox, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 40 * time.Second}}
+	return &Client{base, key, sandbox, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 3 * time.Minute}}
 }
 
 // Close ends the connections.
