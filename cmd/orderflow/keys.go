@@ -109,9 +109,10 @@ func createKey(cmd *cobra.Command, _ []string) error {
 
 func newKeysList() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List API keys",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "List API keys",
+		Example: "  orderflow keys list --database-url postgres://owner@db/orderflow",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out, err := newOutput(cmd)
 			if err != nil {
