@@ -95,11 +95,11 @@ func (d decoder) identify(it *item, now time.Time) bool {
 		it.dedupID = placeID(it)
 	}
 	it.expired = beyondHorizon(it.dedupID, now)
-	it.verdict = d.judge(it, idErr, otherVersion, now)
+	it.verdict = d.judge(it, idErr, otherVersion)
 	return true
 }
 
-func (d decoder) judge(it *item, idErr error, otherVersion bool, now time.Time) error {
+func (d decoder) judge(it *item, idErr error, otherVersion bool) error {
 	m := &it.msg
 	switch {
 	case len(m.Headers) > d.maxHeaders:
