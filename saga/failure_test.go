@@ -145,7 +145,7 @@ func TestAFailureTakesBackItsOwnWritesOnly(t *testing.T) {
 func TestLanesThatCouldNotBeLoadedAreGivenBack(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
-	crashes := make(chan string, 2)
+	crashes := make(chan string, 3)
 	do := func(ctx context.Context, tx pgx.Tx, in *saga.Instance) error {
 		var n int
 		if err := tx.QueryRow(ctx, `SELECT crashes FROM saga_instances WHERE id = $1`, in.ID).Scan(&n); err != nil {
@@ -157,7 +157,10 @@ func TestLanesThatCouldNotBeLoadedAreGivenBack(t *testing.T) {
 	opts := quick()
 	opts.Lease = time.Hour // who does not give back keeps them
 	engine(t, pool, opts, saga.Define("trip", 1, saga.Local("do", do)))
-	fresh, orphan := newTrip("fresh"), newTrip("orphan")
+	first, fresh, orphan := newTrip("first"), newTrip("fresh"), newTrip("orphan")
+	start(t, pool, first)
+	untilState(t, pool, first.ID, saga.Completed) // the engine runs
+	<-crashes
 	inTx(t, pool, func(tx pgx.Tx) error {
 		if err := saga.Start(t.Context(), tx, fresh, orphan); err != nil {
 			return err
@@ -168,7 +171,7 @@ func TestLanesThatCouldNotBeLoadedAreGivenBack(t *testing.T) {
 		return err
 	})
 	until(t, "both have been claimed again", func() bool {
-		return count(t, pool, `SELECT count(*) FROM saga_lanes WHERE rev > 1`) == 2
+		return count(t, pool, `SELECT count(*) FROM saga_lanes WHERE rev > 1 AND pending > 0`) == 2
 	})
 	inTx(t, pool, func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), `ALTER TABLE away RENAME TO saga_instances`)
