@@ -145,7 +145,7 @@ func TestAStartThatWaitsInVainEndsWith5(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			args := append(tc.args, "--wait", "300ms")
+			args := append(tc.args, "--wait", "3s")
 			if tc.args[0] != "api" {
 				args = append(args, "--ops-addr", "")
 			}
