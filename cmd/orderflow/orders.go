@@ -255,34 +255,39 @@ the order could be read.`,
 		Example: "  orderflow orders get 0199c0de-0000-7000-8000-000000000000 -o json",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := newOutput(cmd)
-			if err != nil {
-				return err
-			}
-			client, err := newClient(cmd, 1)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			ctx, cancel, err := waitContext(cmd)
-			if err != nil {
-				return err
-			}
-			defer cancel()
-			o, err := client.Order(ctx, args[0])
-			if err != nil {
-				return orderError(err, args[0])
-			}
-			if wait, _ := cmd.Flags().GetBool("wait"); wait && !o.Terminal() {
-				if o, err = awaitOrder(ctx, client, o); err != nil {
-					return err
-				}
-			}
-			return printOrder(out, o)
+			return withOrder(cmd, args[0], (*apiclient.Client).Order)
 		},
 	}
 	addWaitFlags(cmd, "wait until the order is completed, shipped or failed")
 	addAPIFlags(cmd)
 	addOutputFlag(cmd)
 	return cmd
+}
+
+// withOrder calls the api about one order, waits for its end when --wait asks for that, and prints it.
+func withOrder(cmd *cobra.Command, id string, call func(*apiclient.Client, context.Context, string) (apiclient.Order, error)) error {
+	out, err := newOutput(cmd)
+	if err != nil {
+		return err
+	}
+	client, err := newClient(cmd, 1)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel, err := waitContext(cmd)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	o, err := call(client, ctx, id)
+	if err != nil {
+		return orderError(err, id)
+	}
+	if wait, _ := cmd.Flags().GetBool("wait"); wait && !o.Terminal() {
+		if o, err = awaitOrder(ctx, client, o); err != nil {
+			return err
+		}
+	}
+	return printOrder(out, o)
 }

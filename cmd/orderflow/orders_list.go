@@ -81,30 +81,7 @@ With --wait the command returns once the order has ended.`,
 		Example: "  orderflow orders cancel 0199c0de-0000-7000-8000-000000000000 --wait",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := newOutput(cmd)
-			if err != nil {
-				return err
-			}
-			client, err := newClient(cmd, 1)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			ctx, cancel, err := waitContext(cmd)
-			if err != nil {
-				return err
-			}
-			defer cancel()
-			o, err := client.Cancel(ctx, args[0])
-			if err != nil {
-				return orderError(err, args[0])
-			}
-			if wait, _ := cmd.Flags().GetBool("wait"); wait && !o.Terminal() {
-				if o, err = awaitOrder(ctx, client, o); err != nil {
-					return err
-				}
-			}
-			return printOrder(out, o)
+			return withOrder(cmd, args[0], (*apiclient.Client).Cancel)
 		},
 	}
 	addWaitFlags(cmd, "wait until the order has ended")
