@@ -67,15 +67,15 @@ func TestDuplicatesStormInTwoConsumersHasOneEffectEach(t *testing.T) {
 // F16
 func TestCrashBetweenCommitAndOffsetCommitHasOneEffect(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w, cluster := newFaultyWorld(t)
 	var refused atomic.Int32
 	crashed := make(chan struct{})
-	w.broker.Cluster.ControlKey(int16(kmsg.OffsetCommit), func(req kmsg.Request) (kmsg.Response, error, bool) {
+	cluster.ControlKey(int16(kmsg.OffsetCommit), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		select {
 		case <-crashed:
 			return nil, nil, false
 		default:
-			w.broker.Cluster.KeepControl()
+			cluster.KeepControl()
 			refused.Add(1)
 			return nil, errors.New("connection lost"), true
 		}
@@ -141,7 +141,7 @@ func (w *world) groupState() string {
 // F17
 func TestLostPartitionsAreLetGoWithoutACommit(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w, cluster := newFaultyWorld(t)
 	cancelled := make(chan error, 1000)
 	var first atomic.Bool
 	first.Store(true)
@@ -153,7 +153,7 @@ func TestLostPartitionsAreLetGoWithoutACommit(t *testing.T) {
 			return nil
 		}
 		// The group forgets this member while the handler runs.
-		w.broker.Cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
 			resp := req.ResponseKind().(*kmsg.HeartbeatResponse)
 			resp.ErrorCode = kerr.UnknownMemberID.Code
 			return resp, nil, true
@@ -180,23 +180,23 @@ func TestLostPartitionsAreLetGoWithoutACommit(t *testing.T) {
 
 func TestAMemberThatTheGroupForgotIsNotReadyUntilItIsBack(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w, cluster := newFaultyWorld(t)
 	opts := w.options()
 	opts.Kafka = append(opts.Kafka, kgo.HeartbeatInterval(50*time.Millisecond))
 	c := w.consumer(onlyPlaced(apply), opts)
 	w.run(c)
 	w.wait("a member", func() bool { return c.Ready() == nil })
 	var back atomic.Bool
-	w.broker.Cluster.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
+	cluster.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		if back.Load() {
 			return nil, nil, false
 		}
-		w.broker.Cluster.KeepControl()
+		cluster.KeepControl()
 		resp := req.ResponseKind().(*kmsg.JoinGroupResponse)
 		resp.ErrorCode = kerr.CoordinatorLoadInProgress.Code
 		return resp, nil, true
 	})
-	w.broker.Cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
+	cluster.ControlKey(int16(kmsg.Heartbeat), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		resp := req.ResponseKind().(*kmsg.HeartbeatResponse)
 		resp.ErrorCode = kerr.UnknownMemberID.Code
 		return resp, nil, true

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/inbox"
@@ -41,12 +42,23 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{T: t, db: newDatabase(t)}
-	w.broker = kafkatest.New(t, topic, "other", "test.dlq")
-	w.client = w.broker.Client(t)
-	w.adm = kadm.NewClient(w.client)
-	return w
+	return newWorldOn(t, kafkatest.New(t, topics()...))
 }
+
+func newWorldOn(t *testing.T, broker *kafkatest.Broker) *world {
+	t.Helper()
+	client := broker.Client(t)
+	return &world{T: t, db: newDatabase(t), broker: broker, client: client, adm: kadm.NewClient(client)}
+}
+
+// newFaultyWorld is a world whose broker can be made to misbehave.
+func newFaultyWorld(t *testing.T) (*world, *kfake.Cluster) {
+	t.Helper()
+	fake := kafkatest.NewFake(t, kfake.SeedTopics(kafkatest.Partitions, topics()...))
+	return newWorldOn(t, fake.Broker), fake.Cluster
+}
+
+func topics() []string { return []string{topic, "other", "test.dlq"} }
 
 func newDatabase(t testing.TB) *pgtest.DB {
 	t.Helper()

@@ -97,9 +97,8 @@ func headerNames(headers []kgo.RecordHeader) string {
 // overtake it.
 func TestKafkaTopicLimitParksTheCulpritAndFailsNoInnocent(t *testing.T) {
 	t.Parallel()
-	broker := kafkatest.NewWith(t, []kfake.Opt{
-		kfake.SeedTopics(1, "orders"), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "3000"}),
-	})
+	broker := kafkatest.New(t)
+	broker.Create(t, 1, map[string]string{"max.message.bytes": "3000"}, "orders")
 	db := newOutbox(t)
 	var batch []outbox.Message
 	for n := range 30 {
@@ -166,9 +165,8 @@ func TestKafkaRecordAboveTheBatchLimitIsNotOvertaken(t *testing.T) {
 func TestKafkaFirstPageOfATopicIsNotOvertaken(t *testing.T) {
 	t.Parallel()
 	topics := []string{"known", "t0", "t1", "t2", "t3", "t4"}
-	broker := kafkatest.NewWith(t, []kfake.Opt{
-		kfake.SeedTopics(1, topics...), kfake.BrokerConfigs(map[string]string{"message.max.bytes": "300000"}),
-	})
+	broker := kafkatest.New(t)
+	broker.Create(t, 1, map[string]string{"max.message.bytes": "300000"}, topics...)
 	publisher := newKafka(t, broker)
 	if errs := publisher.Publish(t.Context(), []outbox.Record{{Topic: "known", Key: "a", Value: []byte("1")}}); errs != nil {
 		t.Fatal(errs)
@@ -265,7 +263,7 @@ func TestKafkaTopicThatIsUnknownForAMomentIsWaitedFor(t *testing.T) {
 // F12: the broker has appended the batch, and its answer is lost.
 func TestKafkaLostAnswerIsADuplicateAtMost(t *testing.T) {
 	t.Parallel()
-	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	db, broker := newOutbox(t), kafkatest.NewFake(t, kfake.SeedTopics(1, "orders"))
 	lost := 0
 	broker.Cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
 		broker.Cluster.KeepControl()
@@ -274,13 +272,13 @@ func TestKafkaLostAnswerIsADuplicateAtMost(t *testing.T) {
 		}
 		return nil, nil, false
 	})
-	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{})
+	start(t, db.Pool, newKafka(t, broker.Broker), outbox.RelayOptions{})
 	const messages = 20
 	for n := range messages {
 		write(t, db.Pool, message("orders", "a", n))
 	}
 	next := 0
-	for _, r := range firsts(published(t, db, broker, "orders")) {
+	for _, r := range firsts(published(t, db, broker.Broker, "orders")) {
 		if string(r.Value) == fmt.Sprintf(`{"n":%d}`, next) {
 			next++
 		}
@@ -293,7 +291,7 @@ func TestKafkaLostAnswerIsADuplicateAtMost(t *testing.T) {
 // A page that cannot be acknowledged must be over when its time is, or it would outlive the lease.
 func TestKafkaPublishEndsWithItsContextWhenTheBrokerHangs(t *testing.T) {
 	t.Parallel()
-	broker := kafkatest.New(t, "orders")
+	broker := kafkatest.NewFake(t, kfake.SeedTopics(1, "orders"))
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
 	broker.Cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
@@ -301,7 +299,7 @@ func TestKafkaPublishEndsWithItsContextWhenTheBrokerHangs(t *testing.T) {
 		broker.Cluster.SleepControl(func() { <-release })
 		return nil, nil, false
 	})
-	publisher := newKafka(t, broker)
+	publisher := newKafka(t, broker.Broker)
 	for name, page := range map[string][]outbox.Record{
 		"in flight":     {{Topic: "orders", Key: "a", Value: []byte("1")}},
 		"unknown topic": {{Topic: "nowhere", Key: "a", Value: []byte("1")}},

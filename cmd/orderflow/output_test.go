@@ -185,7 +185,7 @@ func TestServicesListEveryMistakeAtOnce(t *testing.T) {
 
 func TestServicesRefuseTheEmbeddedBroker(t *testing.T) {
 	t.Parallel()
-	broker := kafkatest.New(t)
+	broker := kafkatest.NewFake(t)
 	got := orderflow(t.Context(), "warehouse", "--kafka", broker.Addrs[0], "--database-url", "postgres://warehouse:secret@"+unused(t)+"/x")
 	if got.code != exitUsage || !strings.Contains(got.stderr, "embedded broker") || !strings.Contains(got.stderr, "--dev") {
 		t.Errorf("warehouse on an embedded broker = exit %d, %q; want %d and how to allow it", got.code, got.stderr, exitUsage)

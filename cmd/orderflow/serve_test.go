@@ -97,7 +97,7 @@ func TestAServiceThatStartsBeforeKafkaWaitsForIt(t *testing.T) {
 			broker, ops := unused(t), unused(t)
 			s := serveInBackground(t, append(tc.args, "--kafka", broker, "--ops-addr", ops, "--dev")...)
 			s.says("start waits", broker, "start it")
-			kafkatest.NewWith(t, []kfake.Opt{kfake.Ports(portOf(t, broker)), kfake.SeedTopics(event.Partitions, event.Topics()...)})
+			kafkatest.NewFake(t, kfake.Ports(portOf(t, broker)), kfake.SeedTopics(event.Partitions, event.Topics()...))
 			wantReady(t, s, "http://"+ops+"/readyz")
 			if code := s.interrupt(); code != 0 {
 				t.Errorf("exit %d after an interrupt, want 0:\n%s", code, s.out.String())

@@ -67,7 +67,7 @@ func TestAwaitWaitsForABrokerAndThenForTopicsThatComeLate(t *testing.T) {
 	}()
 	log.await(t, "for=kafka")
 	log.await(t, brokers[0])
-	kafkatest.NewWith(t, []kfake.Opt{kfake.Ports(port)})
+	kafkatest.NewFake(t, kfake.Ports(port))
 	log.await(t, "for=topics")
 	log.await(t, "orderflow migrate")
 	if err := kafka.EnsureTopics(t.Context(), brokers, kafka.TopicOptions{}); err != nil {
@@ -80,29 +80,33 @@ func TestAwaitWaitsForABrokerAndThenForTopicsThatComeLate(t *testing.T) {
 
 func TestAwaitGivesUp(t *testing.T) {
 	t.Parallel()
-	empty := kafkatest.New(t).Addrs
+	nobody := func(*testing.T) []string { return []string{"127.0.0.1:1"} }
+	empty := func(t *testing.T) []string { return kafkatest.New(t).Addrs }
+	other := func(t *testing.T) []string {
+		broker := kafkatest.New(t)
+		broker.Create(t, 6, nil, event.Shipments)
+		return broker.Addrs
+	}
 	for _, tc := range []struct {
 		name    string
-		brokers []string
+		brokers func(*testing.T) []string
 		limit   time.Duration
 		want    error
 	}{
-		{"nobody answers in time", []string{"127.0.0.1:1"}, 300 * time.Millisecond, kafka.ErrUnreachable},
+		{"nobody answers in time", nobody, 300 * time.Millisecond, kafka.ErrUnreachable},
 		{"the topics do not come in time", empty, 300 * time.Millisecond, kafka.ErrMissingTopic},
-		{"an interrupt ends the wait", []string{"127.0.0.1:1"}, time.Hour, context.Canceled},
-		{
-			"another partition count ends it at once",
-			kafkatest.NewWith(t, []kfake.Opt{kfake.SeedTopics(6, event.Shipments)}).Addrs, time.Hour, kafka.ErrPartitionCount,
-		},
+		{"an interrupt ends the wait", nobody, time.Hour, context.Canceled},
+		{"another partition count ends it at once", other, time.Hour, kafka.ErrPartitionCount},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
+			brokers := tc.brokers(t)
 			ctx, interrupt := context.WithCancel(t.Context())
 			defer interrupt()
 			if errors.Is(tc.want, context.Canceled) {
 				interrupt()
 			}
-			if err := kafka.Await(ctx, await.New(nil, tc.limit), tc.brokers); !errors.Is(err, tc.want) {
+			if err := kafka.Await(ctx, await.New(nil, tc.limit), brokers); !errors.Is(err, tc.want) {
 				t.Errorf("Await = %v, want %v", err, tc.want)
 			}
 		})

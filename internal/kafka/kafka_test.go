@@ -41,7 +41,7 @@ func TestEnsureTopicsCreatesThemForTheClusterAtHand(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			broker := kafkatest.NewWith(t, []kfake.Opt{kfake.NumBrokers(tt.brokers)})
+			broker := cluster(t, tt.brokers)
 			for range 2 { // the second time finds everything in place
 				if err := kafka.EnsureTopics(t.Context(), broker.Addrs, tt.opts); err != nil {
 					t.Fatalf("EnsureTopics: %v", err)
@@ -72,6 +72,16 @@ func TestEnsureTopicsCreatesThemForTheClusterAtHand(t *testing.T) {
 	}
 }
 
+// cluster returns a cluster of that many brokers. Those of Apache Kafka that tests run on have one; its topics on three are
+// tested with package localkafka.
+func cluster(t *testing.T, brokers int) *kafkatest.Broker {
+	t.Helper()
+	if brokers > 1 {
+		return kafkatest.NewFake(t, kfake.NumBrokers(brokers)).Broker
+	}
+	return kafkatest.New(t)
+}
+
 func TestEnsureTopicsByTwoAtOnceIsFine(t *testing.T) {
 	t.Parallel()
 	broker := kafkatest.New(t)
@@ -87,7 +97,9 @@ func TestEnsureTopicsByTwoAtOnceIsFine(t *testing.T) {
 // F15: with another partition count keys move, and their order is lost.
 func TestAChangedPartitionCountIsRefused(t *testing.T) {
 	t.Parallel()
-	broker := kafkatest.NewWith(t, []kfake.Opt{kfake.SeedTopics(13, event.Orders), kfake.SeedTopics(6, event.Shipments)})
+	broker := kafkatest.New(t)
+	broker.Create(t, 13, nil, event.Orders)
+	broker.Create(t, 6, nil, event.Shipments)
 	err := kafka.EnsureTopics(t.Context(), broker.Addrs, kafka.TopicOptions{})
 	for _, want := range []string{"orders has 13 partitions, want 12", "shipments has 6 partitions, want 12"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -183,9 +195,9 @@ func TestDescribeShowsWhoReadsWhatAndHowFarBehind(t *testing.T) {
 
 func TestAnUnknownLagIsNotZero(t *testing.T) {
 	t.Parallel()
-	broker := kafkatest.New(t, event.Orders)
-	produce(t, broker, 3)
-	commit(t, broker, "order", 3, 1)
+	broker := kafkatest.NewFake(t, kfake.SeedTopics(kafkatest.Partitions, event.Orders))
+	produce(t, broker.Broker, 3)
+	commit(t, broker.Broker, "order", 3, 1)
 	broker.Cluster.ControlKey(int16(kmsg.ListOffsets), func(request kmsg.Request) (kmsg.Response, error, bool) {
 		broker.Cluster.KeepControl()
 		return offsetsUnknown(request.(*kmsg.ListOffsetsRequest)), nil, true

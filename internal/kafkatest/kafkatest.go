@@ -1,7 +1,12 @@
-// Package kafkatest gives each test a Kafka of its own: a broker in the test's process that speaks the real protocol.
+// Package kafkatest gives each test a Kafka to itself.
 //
-// It has consumer groups, idempotent producers and faults to inject (see [Broker.Cluster]). It has no replication: what a
-// test finds out here about acks and lost leaders says nothing about a cluster.
+// By default that is kfake: a broker in the test's process that speaks the real protocol and starts in a millisecond. It has
+// consumer groups and idempotent producers, and no replication: what a test finds out on it about acks and lost leaders says
+// nothing about a cluster.
+//
+// With $ORDERFLOW_TEST_KAFKA set, [New] gives the test Apache Kafka instead: one of the clusters named there, which it has
+// wiped and which no other test gets before this one has ended. `make test-kafka` runs the suites that way. A test that
+// makes the broker misbehave can do so on kfake only, and says so by calling [NewFake].
 package kafkatest
 
 import (
@@ -10,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -17,34 +23,61 @@ import (
 // Partitions is the partition count of the topics that [New] creates.
 const Partitions = 12
 
-// Broker is one test's broker. It ends with the test.
+// Attribute is the name under which a test's log says what it ran on: [OnKafka] or [OnKfake].
+const Attribute = "kafka"
+
+// The values of [Attribute].
+const (
+	OnKafka = "apache"
+	OnKfake = "kfake"
+)
+
+// Broker is what one test has of Kafka. It ends with the test.
 type Broker struct {
 	// Addrs are the addresses to connect to.
 	Addrs []string
+}
+
+// New returns a Kafka that has the topics, each with [Partitions] partitions, and nothing else: no other topic, no group.
+// Topics are not created by using them. A test calls it once: on Apache Kafka a second call could wait for the first's end.
+func New(t testing.TB, topics ...string) *Broker {
+	t.Helper()
+	if b := Apache(t); b != nil {
+		if len(topics) > 0 {
+			b.Create(t, Partitions, nil, topics...)
+		}
+		return b
+	}
+	// Named like no kfake, which services refuse to work on.
+	return NewFake(t, kfake.SeedTopics(Partitions, topics...), kfake.ClusterID("kafkatest")).Broker
+}
+
+// Fake is a kfake, whatever other tests run on.
+type Fake struct {
+	*Broker
 	// Cluster gives control over the broker: faults, leaders, groups.
 	Cluster *kfake.Cluster
 }
 
-// New starts a broker that has the topics, each with [Partitions] partitions. Topics are not created by using them.
-func New(t testing.TB, topics ...string) *Broker {
-	t.Helper()
-	return NewWith(t, []kfake.Opt{kfake.SeedTopics(Partitions, topics...)})
-}
-
-// NewWith starts a broker with options, for example more brokers or other partition counts.
-func NewWith(t testing.TB, opts []kfake.Opt) *Broker {
+// NewFake starts a kfake with options, for example more brokers. It is for tests that need it by their nature: those that
+// inject a fault, or are about kfake. docs/kfake.md lists them; `make test-kafka` fails for one that is not listed there.
+func NewFake(t testing.TB, opts ...kfake.Opt) *Fake {
 	t.Helper()
 	defaults := []kfake.Opt{
 		kfake.NumBrokers(1),
-		kfake.GroupMinSessionTimeout(100 * time.Millisecond), // tests of lost members do not want to wait 6 s
+		kfake.GroupMinSessionTimeout(minSessionTimeout),
 	}
 	cluster, err := kfake.NewCluster(append(defaults, opts...)...)
 	if err != nil {
 		t.Fatalf("kafkatest: start the broker: %v", err)
 	}
 	t.Cleanup(cluster.Close)
-	return &Broker{Addrs: cluster.ListenAddrs(), Cluster: cluster}
+	t.Attr(Attribute, OnKfake)
+	return &Fake{Broker: &Broker{Addrs: cluster.ListenAddrs()}, Cluster: cluster}
 }
+
+// minSessionTimeout lets tests of lost members choose not to wait 6 s.
+const minSessionTimeout = 100 * time.Millisecond
 
 // Client returns a client of the broker, closed when the test ends. Producing to a missing topic fails within a second
 // instead of being retried for long.
@@ -61,6 +94,74 @@ func (b *Broker) Client(t testing.TB, opts ...kgo.Opt) *kgo.Client {
 	}
 	t.Cleanup(client.Close)
 	return client
+}
+
+// Create creates topics, each with as many partitions and the settings, and waits until clients can use them.
+func (b *Broker) Create(t testing.TB, partitions int32, configs map[string]string, topics ...string) {
+	t.Helper()
+	settings := map[string]*string{}
+	for name, value := range configs {
+		settings[name] = &value
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	client := b.connect(t)
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	responses, err := admin.CreateTopics(ctx, partitions, -1, settings, topics...)
+	if err == nil {
+		err = responses.Error()
+	}
+	if err != nil {
+		t.Fatalf("kafkatest: create %v: %v", topics, err)
+	}
+	// Kafka answers before the broker has heard of the new topic from the controller.
+	await(ctx, t, fmt.Sprintf("use the new topics %v", topics), func() error {
+		details, err := admin.ListTopics(ctx, topics...)
+		if err != nil {
+			return err
+		}
+		for _, topic := range details {
+			if topic.Err != nil {
+				return topic.Err
+			}
+			for _, p := range topic.Partitions {
+				if p.Err != nil {
+					return p.Err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// patience is how long anything here may take on a busy machine.
+const patience = time.Minute
+
+// connect returns a client that the caller closes: a test that counts goroutines should not find it.
+func (b *Broker) connect(t testing.TB) *kgo.Client {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(b.Addrs...), kgo.MetadataMinAge(10*time.Millisecond))
+	if err != nil {
+		t.Fatalf("kafkatest: make a client: %v", err)
+	}
+	return client
+}
+
+// await calls check until it returns nil.
+func await(ctx context.Context, t testing.TB, what string, check func() error) {
+	t.Helper()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("kafkatest: %s: %v", what, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // Produce writes records and fails the test unless the broker acknowledged every one.

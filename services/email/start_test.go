@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kfake"
-
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
@@ -20,19 +18,22 @@ func TestRunRefusesToStartWhereKeysWouldMove(t *testing.T) {
 	t.Parallel()
 	db := migrated.New(t)
 	for _, tc := range []struct {
-		name   string
-		broker *kafkatest.Broker
-		wait   time.Duration
-		want   error
+		name       string
+		topics     []string
+		partitions int32
+		wait       time.Duration
+		want       error
 	}{
-		{"a topic is missing", kafkatest.New(t, event.Topics()[1:]...), -1, kafka.ErrMissingTopic},
-		{"the topics have another partition count", kafkatest.NewWith(t, []kfake.Opt{kfake.SeedTopics(event.Partitions+1, event.Topics()...)}), time.Hour, kafka.ErrPartitionCount},
+		{"a topic is missing", event.Topics()[1:], event.Partitions, -1, kafka.ErrMissingTopic},
+		{"the topics have another partition count", event.Topics(), event.Partitions + 1, time.Hour, kafka.ErrPartitionCount},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
+			broker := kafkatest.New(t)
+			broker.Create(t, tc.partitions, nil, tc.topics...)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			err := Run(ctx, slog.New(slog.DiscardHandler), Config{DatabaseURL: db.RoleURL("email"), Brokers: tc.broker.Addrs, Wait: tc.wait})
+			err := Run(ctx, slog.New(slog.DiscardHandler), Config{DatabaseURL: db.RoleURL("email"), Brokers: broker.Addrs, Wait: tc.wait})
 			if !errors.Is(err, tc.want) {
 				t.Errorf("Run = %v, want %v", err, tc.want)
 			}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
@@ -134,18 +133,21 @@ func TestRunRefusesToStartWhereKeysWouldMove(t *testing.T) {
 	db := migrated.New(t)
 	source := []Source{{Schema: "orders", DatabaseURL: db.RoleURL("orders_relay")}}
 	for _, tc := range []struct {
-		name   string
-		broker *kafkatest.Broker
-		want   error
+		name       string
+		topics     []string
+		partitions int32
+		want       error
 	}{
-		{"a topic is missing", kafkatest.New(t, event.Orders), kafka.ErrMissingTopic},
-		{"topics have another partition count", kafkatest.NewWith(t, []kfake.Opt{kfake.SeedTopics(event.Partitions+1, event.Topics()...)}), kafka.ErrPartitionCount},
+		{"a topic is missing", []string{event.Orders}, event.Partitions, kafka.ErrMissingTopic},
+		{"topics have another partition count", event.Topics(), event.Partitions + 1, kafka.ErrPartitionCount},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
+			broker := kafkatest.New(t)
+			broker.Create(t, tc.partitions, nil, tc.topics...)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			if err := Run(ctx, discard(), Config{Sources: source, Brokers: tc.broker.Addrs, Wait: -1}); !errors.Is(err, tc.want) {
+			if err := Run(ctx, discard(), Config{Sources: source, Brokers: broker.Addrs, Wait: -1}); !errors.Is(err, tc.want) {
 				t.Errorf("Run = %v, want %v", err, tc.want)
 			}
 		})

@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 	"github.com/orderflow-dev/orderflow/test/system"
 	"github.com/orderflow-dev/orderflow/test/verify"
 )
@@ -11,6 +13,15 @@ import (
 var binary *system.Binary
 
 func TestMain(m *testing.M) { system.Main(m, &binary) }
+
+// onKafka returns the arguments that have orderflow dev use the test's Apache Kafka, none when it is to bring its own broker.
+func onKafka(t testing.TB) []string {
+	t.Helper()
+	if broker := kafkatest.Apache(t); broker != nil {
+		return []string{"--kafka", strings.Join(broker.Addrs, ",")}
+	}
+	return nil
+}
 
 // finish waits until the system is at rest and fails the test for everything that must not be.
 func finish(t testing.TB, d *system.Dev) {

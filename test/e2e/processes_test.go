@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 	"github.com/orderflow-dev/orderflow/internal/localpg"
@@ -26,7 +25,7 @@ const (
 func TestEachServiceRunsAsItsOwnProcess(t *testing.T) {
 	t.Parallel()
 	owner := startPostgres(t)
-	broker := kafkatest.NewWith(t, []kfake.Opt{kfake.ClusterID("e2e")})
+	broker := kafkatest.New(t)
 	kafka := broker.Addrs[0]
 	binary.MustRun(t, "migrate", "--database-url", owner, "--role-password", rolePassword, "--kafka", kafka)
 	db := system.OpenDB(t, owner)

@@ -21,7 +21,8 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			dir := system.DataDir(t)
-			d := binary.StartDev(t, "--data-dir", dir, "--seed-orders", "5")
+			args := append(onKafka(t), "--data-dir", dir)
+			d := binary.StartDev(t, append(args, "--seed-orders", "5")...)
 			var ids []string
 			for i := range 12 {
 				user := fmt.Sprint("user-", i%4)
@@ -36,7 +37,7 @@ func TestARestartInTheMiddleLosesNothing(t *testing.T) {
 			d.DB.Close()
 			tt.end(t, d)
 
-			d = binary.StartDev(t, "--data-dir", dir)
+			d = binary.StartDev(t, args...)
 			for _, id := range ids {
 				d.AwaitStatus(t, id, decided, "shipped")
 			}

@@ -24,7 +24,7 @@ const decided = 2 * time.Minute
 // and then looks for anything that must not be.
 func TestTheWalk(t *testing.T) {
 	t.Parallel()
-	d := binary.StartDev(t, "--ephemeral")
+	d := binary.StartDev(t, append(onKafka(t), "--ephemeral")...)
 	t.Run("beside each other", func(t *testing.T) {
 		for _, test := range []struct {
 			name string
