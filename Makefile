@@ -5,7 +5,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
-.PHONY: help dev build test lint bench fmt clean
+.PHONY: help dev kafka build test test-kafka lint bench fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -14,12 +14,20 @@ help: ## Show this list
 dev: build ## Run the whole system in one process: no Docker, no Java; Ctrl-C stops it
 	@$(BIN)/orderflow dev $(ARGS)
 
+BROKERS ?= 1
+
+kafka: $(BIN)/kafka ## Run Apache Kafka, BROKERS=3 for a cluster; needs Java 17 and Maven, no Docker; Ctrl-C stops it
+	@$(BIN)/kafka -brokers $(BROKERS) $(ARGS)
+
 build: ## Build bin/orderflow
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/orderflow ./cmd/orderflow
 
 # Without the setting each test binary sleeps for a second before it ends.
 test: ## Run every test, race detector on; starts the servers it needs
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -timeout 10m ./...
+
+test-kafka: $(BIN)/kafka ## Run the suites that use Kafka on Apache Kafka; ARGS="-run NAME ./inbox" for some of it
+	@$(BIN)/kafka test $(ARGS)
 
 lint: $(BIN)/golangci-lint ## Run the linters
 	$(BIN)/golangci-lint run ./...
@@ -30,6 +38,10 @@ bench: build ## Measure against pgbench in the same run and print the ratios
 
 fmt: $(BIN)/golangci-lint ## Format the code
 	$(BIN)/golangci-lint fmt
+
+.PHONY: $(BIN)/kafka
+$(BIN)/kafka:
+	@$(GO) build -o $@ ./test/kafka
 
 clean: ## Remove what was built (not the data of make dev)
 	rm -rf $(BIN)
