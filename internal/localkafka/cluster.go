@@ -162,12 +162,14 @@ func settings(opts Options, n *node, client, controller int, voters string) map[
 		// With a handful of consumers there is nobody to wait for.
 		"group.initial.rebalance.delay.ms": "0",
 
-		"num.network.threads":             "2",
-		"num.io.threads":                  "4",
-		"background.threads":              "2",
-		"log.cleaner.dedupe.buffer.size":  "8388608",
-		"log.cleaner.io.buffer.size":      "262144",
-		"controlled.shutdown.max.retries": "1",
+		"num.network.threads":            "2",
+		"num.io.threads":                 "4",
+		"background.threads":             "2",
+		"log.cleaner.dedupe.buffer.size": "8388608",
+		"log.cleaner.io.buffer.size":     "262144",
+
+		// All nodes stop at once. The last brokers would wait, for minutes, for a controller to move their leaders elsewhere.
+		"controlled.shutdown.enable": "false",
 	}
 	maps.Copy(s, opts.Config)
 	return s
