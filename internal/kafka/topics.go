@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/event"
@@ -132,15 +133,18 @@ func createTopics(ctx context.Context, client *kgo.Client, topics []string, opts
 	return waitForTopics(ctx, client)
 }
 
-// waitForTopics waits until the brokers have told each other of the new topics: a service that starts right after the
-// migration must find them.
+// waitForTopics waits until every broker has heard of the new topics: a service that starts right after the migration must
+// find them, whichever broker it asks.
 func waitForTopics(ctx context.Context, client *kgo.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	for {
-		err := CheckTopics(ctx, client)
-		if !errors.Is(err, ErrMissingTopic) {
-			return err
+		err := knownEverywhere(ctx, client)
+		if err == nil {
+			// The client itself remembers for a moment that they were missing.
+			if err = CheckTopics(ctx, client); !errors.Is(err, ErrMissingTopic) {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -148,4 +152,31 @@ func waitForTopics(ctx context.Context, client *kgo.Client) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// knownEverywhere reports a broker that does not know a topic yet. Kafka answers the creation of a topic once its controller
+// has decided; each broker hears of that in its own time.
+func knownEverywhere(ctx context.Context, client *kgo.Client) error {
+	nodes, err := kadm.NewClient(client).ListBrokers(ctx)
+	if err != nil {
+		return fmt.Errorf("list brokers: %w", err)
+	}
+	for _, node := range nodes {
+		request := kmsg.NewPtrMetadataRequest()
+		for _, topic := range event.Topics() {
+			asked := kmsg.NewMetadataRequestTopic()
+			asked.Topic = kmsg.StringPtr(topic)
+			request.Topics = append(request.Topics, asked)
+		}
+		answer, err := client.Broker(int(node.NodeID)).Request(ctx, request)
+		if err != nil {
+			return fmt.Errorf("ask broker %d for the topics: %w", node.NodeID, err)
+		}
+		for _, topic := range answer.(*kmsg.MetadataResponse).Topics {
+			if err := kerr.ErrorForCode(topic.ErrorCode); err != nil {
+				return fmt.Errorf("broker %d, topic %s: %w", node.NodeID, *topic.Topic, err)
+			}
+		}
+	}
+	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
@@ -95,6 +96,9 @@ func TestThreeBrokersKeepWhatTheyAcknowledged(t *testing.T) {
 	if err := kafka.EnsureTopics(t.Context(), c.Addrs(), kafka.TopicOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	for _, addr := range c.Addrs() {
+		knowsTopics(t, addr)
+	}
 	client := newClient(t, c)
 	admin := kadm.NewClient(client)
 	details, err := admin.ListTopics(t.Context(), event.Orders)
@@ -133,6 +137,30 @@ func TestThreeBrokersKeepWhatTheyAcknowledged(t *testing.T) {
 	}
 	if len(read) != 1 || string(read[0].Value) != "kept" {
 		t.Errorf("records after a restart = %v, want the one that was acknowledged", read)
+	}
+}
+
+// knowsTopics checks that the broker at addr, asked itself, knows the topics of the order system.
+func knowsTopics(t *testing.T, addr string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	request := kmsg.NewPtrMetadataRequest() // for all topics
+	answer, err := client.SeedBrokers()[0].Request(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for _, topic := range answer.(*kmsg.MetadataResponse).Topics {
+		known[*topic.Topic] = topic.ErrorCode == 0
+	}
+	for _, topic := range event.Topics() {
+		if !known[topic] {
+			t.Errorf("broker %s does not know topic %s right after EnsureTopics", addr, topic)
+		}
 	}
 }
 
