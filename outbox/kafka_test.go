@@ -292,24 +292,27 @@ func TestKafkaLostAnswerIsADuplicateAtMost(t *testing.T) {
 func TestKafkaPublishEndsWithItsContextWhenTheBrokerHangs(t *testing.T) {
 	t.Parallel()
 	broker := kafkatest.NewFake(t, kfake.SeedTopics(1, "orders"))
+	publisher := newKafka(t, broker.Broker)
 	release := make(chan struct{})
-	t.Cleanup(func() { close(release) })
+	t.Cleanup(func() { close(release) }) // last, so it runs before the client and the broker are closed
 	broker.Cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
 		broker.Cluster.KeepControl()
-		broker.Cluster.SleepControl(func() { <-release })
+		<-release // whoever asks it anything waits as well
 		return nil, nil, false
 	})
-	publisher := newKafka(t, broker.Broker)
-	for name, page := range map[string][]outbox.Record{
-		"in flight":     {{Topic: "orders", Key: "a", Value: []byte("1")}},
-		"unknown topic": {{Topic: "nowhere", Key: "a", Value: []byte("1")}},
+	for _, tt := range []struct {
+		name string
+		page []outbox.Record
+	}{
+		{"in flight", []outbox.Record{{Topic: "orders", Key: "a", Value: []byte("1")}}},
+		{"unknown topic", []outbox.Record{{Topic: "nowhere", Key: "a", Value: []byte("1")}}},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		began := time.Now()
-		errs := publisher.Publish(ctx, page)
+		errs := publisher.Publish(ctx, tt.page)
 		cancel()
 		if took := time.Since(began); took > 20*time.Second || len(errs) != 1 || errs[0] == nil {
-			t.Errorf("%s: Publish = %v after %v, want an error soon after 1 s", name, errs, took)
+			t.Errorf("%s: Publish = %v after %v, want an error soon after 1 s", tt.name, errs, took)
 		}
 	}
 }
