@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,7 +13,9 @@ import (
 	"github.com/orderflow-dev/orderflow/internal/config"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
+	"github.com/orderflow-dev/orderflow/internal/order"
 	"github.com/orderflow-dev/orderflow/migrations"
+	"github.com/orderflow-dev/orderflow/services/api"
 )
 
 func newMigrate() *cobra.Command {
@@ -38,6 +41,7 @@ warehouse_relay.`,
 	cmd.Flags().Int("replication", 0, "copies of each topic (default: 3, or the number of brokers when there are fewer)")
 	cmd.Flags().Duration("wait", 30*time.Second, "how long to wait for brokers that are not there yet")
 	cmd.Flags().Bool("dev", false, "give the roles the public development password")
+	cmd.Flags().Bool("sample", false, "with --dev: add the sample catalog and the public development api key, so that an order can be placed")
 	cmd.AddCommand(newMigrateStatus())
 	return cmd
 }
@@ -66,7 +70,6 @@ func migrateTargets(cmd *cobra.Command) (database string, brokers []string, err 
 }
 
 func migrate(cmd *cobra.Command, _ []string) error {
-	ctx := cmd.Context()
 	database, brokers, err := migrateTargets(cmd)
 	if err != nil {
 		return err
@@ -75,30 +78,65 @@ func migrate(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	f := cmd.Flags()
 	if database != "" {
-		password := stringFlag(cmd, "role-password")
-		if development, _ := f.GetBool("dev"); development && password == "" {
-			password = migrations.DevRolePassword
-		} else if password == migrations.DevRolePassword && !development {
-			return usage("--dev says that this is a development system", "--role-password is the public development password")
-		}
-		chosen, _ := f.GetStringSlice("schemas")
-		began := time.Now()
-		if err := migrations.Up(ctx, database, migrations.Options{RolePassword: password, Schemas: chosen, Log: log}); err != nil {
+		if err := migratePostgres(cmd, database, log); err != nil {
 			return err
 		}
-		cmd.PrintErrf("postgres is up to date (%.2f s)\n", time.Since(began).Seconds())
 	}
 	if len(brokers) > 0 {
-		replication, _ := f.GetInt("replication")
-		patience, _ := f.GetDuration("wait")
-		began := time.Now()
-		if err := kafka.EnsureTopics(ctx, brokers, kafka.TopicOptions{Replication: replication, Wait: newPatience(log, patience)}); err != nil {
+		return migrateKafka(cmd, brokers, log)
+	}
+	return nil
+}
+
+func migratePostgres(cmd *cobra.Command, database string, log *slog.Logger) error {
+	ctx, f, began := cmd.Context(), cmd.Flags(), time.Now()
+	password := stringFlag(cmd, "role-password")
+	development, _ := f.GetBool("dev")
+	sample, _ := f.GetBool("sample")
+	switch {
+	case sample && !development:
+		return usage("add --dev on a development system; elsewhere see `orderflow products import` and `orderflow keys create`",
+			"--sample makes an api key known that everybody knows")
+	case development && password == "":
+		password = migrations.DevRolePassword
+	case password == migrations.DevRolePassword && !development:
+		return usage("--dev says that this is a development system", "--role-password is the public development password")
+	}
+	chosen, _ := f.GetStringSlice("schemas")
+	if err := migrations.Up(ctx, database, migrations.Options{RolePassword: password, Schemas: chosen, Log: log}); err != nil {
+		return err
+	}
+	if sample {
+		if err := addSample(ctx, database); err != nil {
 			return err
 		}
-		cmd.PrintErrf("kafka has all %d topics with %d partitions (%.2f s)\n", len(event.Topics()), event.Partitions, time.Since(began).Seconds())
 	}
+	cmd.PrintErrf("postgres is up to date (%.2f s)\n", time.Since(began).Seconds())
+	return nil
+}
+
+// addSample adds what an order needs: products, and a key to order with.
+func addSample(ctx context.Context, database string) error {
+	pool, err := openSchema(ctx, database, "orders")
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := order.SeedCatalog(ctx, pool); err != nil {
+		return ownerError(err)
+	}
+	return ownerError(api.AddKey(ctx, pool, api.Key{Secret: api.DevKey, Role: api.RoleService, Name: "orderflow dev"}))
+}
+
+func migrateKafka(cmd *cobra.Command, brokers []string, log *slog.Logger) error {
+	f, began := cmd.Flags(), time.Now()
+	replication, _ := f.GetInt("replication")
+	patience, _ := f.GetDuration("wait")
+	if err := kafka.EnsureTopics(cmd.Context(), brokers, kafka.TopicOptions{Replication: replication, Wait: newPatience(log, patience)}); err != nil {
+		return err
+	}
+	cmd.PrintErrf("kafka has all %d topics with %d partitions (%.2f s)\n", len(event.Topics()), event.Partitions, time.Since(began).Seconds())
 	return nil
 }
 

@@ -50,7 +50,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	add("system", newDev(), newMigrate())
 	add("service", newServices()...)
 	add("use", newOrders(), newProducts(), newKeys(), newGroups(), newDLQ(), newLoad())
-	root.AddCommand(newVersion())
+	root.AddCommand(newHealthcheck(), newVersion())
 	root.InitDefaultCompletionCmd()
 	refineUsage(root)
 	return root
