@@ -5,7 +5,10 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
-.PHONY: help dev kafka build test test-kafka lint bench fmt clean
+# The compose plugin where Docker has it; elsewhere it is built from its module.
+COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,$(BIN)/docker-compose)
+
+.PHONY: help dev kafka build test test-kafka test-compose lint bench up down logs fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -36,6 +39,19 @@ lint: $(BIN)/golangci-lint ## Run the linters
 bench: build ## Measure against pgbench in the same run and print the ratios
 	$(GO) run ./bench $(ARGS)
 
+up: $(filter $(BIN)/%,$(COMPOSE)) ## Run the system in containers: needs a Docker engine
+	@deploy/compose/up $(COMPOSE)
+
+down: $(filter $(BIN)/%,$(COMPOSE)) ## Stop the containers; ARGS=-v forgets their data
+	@$(COMPOSE) --profile '*' down --remove-orphans $(ARGS)
+
+logs: $(filter $(BIN)/%,$(COMPOSE)) ## Follow what the containers say
+	@$(COMPOSE) logs --follow --tail 50 $(ARGS)
+
+# IMAGES=standin builds images where no registry can be reached; official pulls. By default: what can be done.
+test-compose: $(filter $(BIN)/%,$(COMPOSE)) ## Use, break and check the system in containers
+	@COMPOSE='$(COMPOSE)' test/compose/run $(IMAGES)
+
 fmt: $(BIN)/golangci-lint ## Format the code
 	$(BIN)/golangci-lint fmt
 
@@ -49,4 +65,8 @@ clean: ## Remove what was built (not the data of make dev)
 # A module of its own keeps the linter's dependencies out of ours and its version pinned.
 $(BIN)/golangci-lint: tools/go.mod
 	cd tools && $(GO) build -o ../$(BIN)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+$(BIN)/docker-compose: tools/compose/go.mod
+	cd tools/compose && $(GO) build -o ../../$@ github.com/docker/compose/v2/cmd
 	@touch $@
