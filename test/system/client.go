@@ -19,12 +19,13 @@ import (
 // was accepted.
 type Client struct {
 	api, key, sandbox string
+	mails             string // base URL of a mailpit, "" when the sandbox takes the mails
 	http              *http.Client
 }
 
 // NewClient returns a client of the api at base and of the sandbox. The caller closes it.
 func NewClient(base, key, sandbox string) *Client {
-	return &Client{base, key, sandbox, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 3 * time.Minute}}
+	return &Client{api: base, key: key, sandbox: sandbox, http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 3 * time.Minute}}
 }
 
 // Close ends the connections.
@@ -159,7 +160,11 @@ func (c *Client) Journal(ctx context.Context) ([]Entry, error) {
 		}
 		entries = append(entries, e)
 	}
-	return entries, lines.Err()
+	if err := lines.Err(); err != nil || c.mails == "" {
+		return entries, err
+	}
+	mails, err := c.mailpit(ctx)
+	return append(entries, mails...), err
 }
 
 // Outside returns what happened outside for one order, as words: "charge 2750", "mail confirmation", in order.
