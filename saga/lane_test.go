@@ -140,7 +140,7 @@ func TestInstancesAtOneLocalStepShareATransaction(t *testing.T) {
 		all = append(all, newTrip(fmt.Sprintf("user-%d", i)))
 	}
 	start(t, pool, all...)
-	engine(t, pool, quick(), def)
+	engine(t, pool, patient(), def)
 	until(t, "all have completed", func() bool {
 		return count(t, pool, `SELECT count(*) FROM trips WHERE state = 'confirmed'`) == len(all)
 	})
@@ -164,8 +164,8 @@ func TestAThousandInstancesForTenSeatsHoldTen(t *testing.T) {
 		all = append(all, newTrip(fmt.Sprintf("user-%d", i)))
 	}
 	start(t, pool, all...)
-	engine(t, pool, quick(), trip(p))
-	engine(t, pool, quick(), trip(p))
+	engine(t, pool, patient(), trip(p))
+	engine(t, pool, patient(), trip(p))
 	until(t, "all have ended", func() bool {
 		return count(t, pool, `SELECT count(*) FROM saga_instances WHERE finished_at IS NULL`) == 0
 	})

@@ -43,10 +43,17 @@ func quick() saga.EngineOptions {
 		MinPoll: time.Millisecond, MaxPoll: 5 * time.Millisecond,
 		RetryMin: time.Millisecond, RetryMax: 10 * time.Millisecond,
 		InDoubtEvery: 10 * time.Millisecond,
-		// Longer than a busy machine can be absent; who needs a lease to be over ends it (sagatest.Expire).
-		Lease: time.Minute,
+		// Short, because the claim of an engine that died may commit after its leases were ended (sagatest.Expire).
+		Lease: time.Second,
 		Log:   slog.New(slog.DiscardHandler),
 	}
+}
+
+// patient is [quick] with leases that are longer than a busy machine can be absent.
+func patient() saga.EngineOptions {
+	opts := quick()
+	opts.Lease = time.Minute
+	return opts
 }
 
 // provider is a payment provider: it remembers keys, can be asked, cancelled and refunded. Behaviours are taken from
