@@ -196,8 +196,11 @@ func (p *KafkaPublisher) send(ctx context.Context, records []kgo.Record, round [
 			}
 		})
 	}
-	// The promises say what came of each record, also when ctx ends first.
-	_ = p.client.Flush(ctx)
+	// The promises say what came of each record, also when ctx ends first. The client keeps those promises only while it is
+	// flushed, and fails the records of a context that has ended as soon as it looks at them.
+	if p.client.Flush(ctx) != nil {
+		_ = p.client.Flush(context.WithoutCancel(ctx))
+	}
 	sent.Wait()
 	p.classify(records, round, errs)
 	return failed.Load()

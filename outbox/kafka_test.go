@@ -316,3 +316,44 @@ func TestKafkaPublishEndsWithItsContextWhenTheBrokerHangs(t *testing.T) {
 		}
 	}
 }
+
+// Nobody leads the partition, so the client waits for metadata most of the time, and so does it when the page's time is over.
+func TestKafkaPublishEndsWithItsContextWhenThePartitionHasNoLeader(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.NewFake(t, kfake.SeedTopics(1, "orders"))
+	publisher := newKafka(t, broker.Broker)
+	broker.Cluster.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		broker.Cluster.KeepControl()
+		return notLeader(request.(*kmsg.ProduceRequest)), nil, true
+	})
+	page := []outbox.Record{{Topic: "orders", Key: "a", Value: []byte("1")}}
+	for n := range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		ended := make(chan []error, 1)
+		go func() { ended <- publisher.Publish(ctx, page) }()
+		select {
+		case errs := <-ended:
+			if len(errs) != 1 || errs[0] == nil {
+				t.Errorf("page %d: Publish = %v, want an error", n, errs)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("page %d: Publish has not ended 20 s after its context", n)
+		}
+		cancel()
+	}
+}
+
+func notLeader(request *kmsg.ProduceRequest) *kmsg.ProduceResponse {
+	response := request.ResponseKind().(*kmsg.ProduceResponse)
+	for _, asked := range request.Topics {
+		topic := kmsg.NewProduceResponseTopic()
+		topic.Topic, topic.TopicID = asked.Topic, asked.TopicID
+		for _, p := range asked.Partitions {
+			partition := kmsg.NewProduceResponseTopicPartition()
+			partition.Partition, partition.ErrorCode = p.Partition, kerr.NotLeaderForPartition.Code
+			topic.Partitions = append(topic.Partitions, partition)
+		}
+		response.Topics = append(response.Topics, topic)
+	}
+	return response
+}
