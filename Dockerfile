@@ -9,7 +9,8 @@ RUN go mod download
 COPY . .
 ARG VERSION=dev
 ARG REVISION=unknown
-RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -o /out/usr/local/bin/orderflow \
+RUN --mount=type=cache,target=/root/.cache/go-build \
+    CGO_ENABLED=0 go build -trimpath -buildvcs=false -o /out/usr/local/bin/orderflow \
       -ldflags "-s -w -X main.version=${VERSION} -X main.revision=${REVISION}" ./cmd/orderflow \
  && mkdir -p /out/etc/ssl/certs \
  && cp /etc/ssl/certs/ca-certificates.crt /out/etc/ssl/certs/ \

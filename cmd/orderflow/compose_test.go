@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -98,6 +99,22 @@ func TestComposeSetsWhatTheCommandsRead(t *testing.T) {
 			if _, set := env[config.EnvName(flag)]; !set {
 				t.Errorf("%s does not set %s, which `orderflow %s` needs", name, config.EnvName(flag), cmd.Name())
 			}
+		}
+	}
+}
+
+func TestComposeFileAndImageMustFit(t *testing.T) {
+	t.Parallel()
+	if format := project(t).Services["migrate"].Environment["ORDERFLOW_COMPOSE_FORMAT"]; format == nil || *format != strconv.Itoa(composeFormat) {
+		t.Errorf("docker-compose.yml names the wrong format, want %d", composeFormat)
+	}
+	for format, want := range map[int]string{composeFormat - 1: "older release", composeFormat + 1: "newer release"} {
+		if format == 0 {
+			format = -1 // 0 is no compose file
+		}
+		got := orderflow(t.Context(), "migrate", "--compose-format", strconv.Itoa(format), "--database-url", "postgres://127.0.0.1:1/none")
+		if got.code != exitConflict || !strings.Contains(got.stderr, want) || !strings.Contains(got.stderr, "release") {
+			t.Errorf("migrate from a file of format %d = exit %d, %s; want %d and %q", format, got.code, got.stderr, exitConflict, want)
 		}
 	}
 }

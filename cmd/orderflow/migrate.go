@@ -42,8 +42,28 @@ warehouse_relay.`,
 	cmd.Flags().Duration("wait", 30*time.Second, "how long to wait for brokers that are not there yet")
 	cmd.Flags().Bool("dev", false, "give the roles the public development password")
 	cmd.Flags().Bool("sample", false, "with --dev: add the sample catalog and the public development api key, so that an order can be placed")
+	cmd.Flags().Int("compose-format", 0, "format of the docker-compose.yml that runs this")
+	_ = cmd.Flags().MarkHidden("compose-format")
 	cmd.AddCommand(newMigrateStatus())
 	return cmd
+}
+
+// composeFormat counts the changes to what docker-compose.yml must say for this program: one more for each variable, volume,
+// port or command that an older file would miss.
+const composeFormat = 1
+
+// checkComposeFormat refuses to run from the compose file of another release, before anything is changed. Zero: not from one.
+func checkComposeFormat(format int) error {
+	switch {
+	case format == 0 || format == composeFormat:
+		return nil
+	case format < composeFormat:
+		return fail(exitConflict, "take docker-compose.yml from the release of the image (`orderflow version`), then run it again",
+			"docker-compose.yml is of an older release than the image: its format is %d, this version needs %d", format, composeFormat)
+	default:
+		return fail(exitConflict, "build or pull the image of the release that docker-compose.yml is from, then run it again",
+			"docker-compose.yml is of a newer release than the image: its format is %d, this version knows %d", format, composeFormat)
+	}
 }
 
 func addMigrateFlags(cmd *cobra.Command) {
@@ -70,6 +90,10 @@ func migrateTargets(cmd *cobra.Command) (database string, brokers []string, err 
 }
 
 func migrate(cmd *cobra.Command, _ []string) error {
+	format, _ := cmd.Flags().GetInt("compose-format")
+	if err := checkComposeFormat(format); err != nil {
+		return err
+	}
 	database, brokers, err := migrateTargets(cmd)
 	if err != nil {
 		return err

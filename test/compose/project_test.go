@@ -11,7 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,29 +32,35 @@ const root = "../.."
 
 // project is the system in containers. Tests have one after the other: two would not fit a small machine.
 type project struct {
-	name    string
-	env     []string
-	brokers []string // from outside
-	client  *system.Client
-	apiURL  string
+	name   string
+	env    []string
+	ports  map[string]int // by the variable that sets it
+	client *system.Client
+	apiURL string
 }
 
-// up starts the project and waits until it is healthy. The test's end takes it down, with its data.
+// up starts the project and waits until it is healthy.
 func up(t *testing.T, args ...string) *project {
 	t.Helper()
-	ports := map[string]int{}
-	p := &project{name: fmt.Sprintf("orderflow-test-%d", os.Getpid()), env: os.Environ()}
+	p := newProject(t, args...)
+	p.compose(t, append(args, "up", "--detach", "--wait", "--wait-timeout", "240")...)
+	p.client = system.NewClient(p.apiURL, devKey, "http://"+p.address("SANDBOX_PORT"))
+	p.client.MailsAt("http://" + p.address("MAIL_PORT"))
+	t.Cleanup(p.client.Close)
+	return p
+}
+
+// newProject chooses a name and ports. The test's end takes down what was started with them, with its data.
+func newProject(t *testing.T, args ...string) *project {
+	t.Helper()
+	p := &project{name: fmt.Sprintf("orderflow-test-%d", os.Getpid()), env: os.Environ(), ports: map[string]int{}}
 	for _, variable := range []string{
 		"API_PORT", "POSTGRES_PORT", "KAFKA_PORT", "KAFKA_2_PORT", "KAFKA_3_PORT", "REDIS_PORT", "MAIL_PORT", "SANDBOX_PORT",
 	} {
-		ports[variable] = system.FreePort(t)
-		p.env = append(p.env, fmt.Sprintf("%s=%d", variable, ports[variable]))
+		p.ports[variable] = system.FreePort(t)
+		p.env = append(p.env, fmt.Sprintf("%s=%d", variable, p.ports[variable]))
 	}
-	if slices.Contains(args, clusterEnv) {
-		p.brokers = addresses(ports["KAFKA_PORT"], ports["KAFKA_2_PORT"], ports["KAFKA_3_PORT"])
-	} else {
-		p.brokers = addresses(ports["KAFKA_PORT"])
-	}
+	p.apiURL = "http://" + p.address("API_PORT")
 	t.Cleanup(func() {
 		if t.Failed() {
 			p.keepLogs(t)
@@ -64,12 +70,12 @@ func up(t *testing.T, args ...string) *project {
 			t.Errorf("containers are left behind: %s", left)
 		}
 	})
-	p.compose(t, append(args, "up", "--detach", "--wait", "--wait-timeout", "240")...)
-	p.apiURL = "http://" + addresses(ports["API_PORT"])[0]
-	p.client = system.NewClient(p.apiURL, devKey, "http://"+addresses(ports["SANDBOX_PORT"])[0])
-	p.client.MailsAt("http://" + addresses(ports["MAIL_PORT"])[0])
-	t.Cleanup(p.client.Close)
 	return p
+}
+
+// address returns where a port of the project is published.
+func (p *project) address(variable string) string {
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.ports[variable]))
 }
 
 const (
@@ -77,23 +83,20 @@ const (
 	devKey     = "orderflow-dev-service-key" // of deploy/compose/dev-only
 )
 
-func addresses(ports ...int) []string {
-	var addrs []string
-	for _, port := range ports {
-		addrs = append(addrs, net.JoinHostPort("127.0.0.1", fmt.Sprint(port)))
-	}
-	return addrs
-}
-
 // compose runs docker compose on the project.
 func (p *project) compose(t testing.TB, args ...string) string {
 	t.Helper()
-	program := []string{"docker", "compose"}
-	if path := os.Getenv("COMPOSE"); path != "" {
-		program = strings.Fields(path)
-	}
+	program := program()
 	args = append([]string{"--project-name", p.name, "--project-directory", root, "--file", root + "/docker-compose.yml"}, args...)
 	return p.run(t, program[0], append(program[1:], args...)...)
+}
+
+// program is the command that is Compose.
+func program() []string {
+	if path := os.Getenv("COMPOSE"); path != "" {
+		return strings.Fields(path)
+	}
+	return []string{"docker", "compose"}
 }
 
 func (p *project) docker(t testing.TB, args ...string) string {
@@ -153,13 +156,7 @@ func (p *project) keepLogs(t testing.TB) {
 // db connects as the owner of the database.
 func (p *project) db(t *testing.T) *pgxpool.Pool {
 	t.Helper()
-	for _, setting := range p.env {
-		if port, ok := strings.CutPrefix(setting, "POSTGRES_PORT="); ok {
-			return system.OpenDB(t, "postgres://orderflow:orderflow-dev-only@127.0.0.1:"+port+"/orderflow?sslmode=disable")
-		}
-	}
-	t.Fatal("the project has no Postgres port")
-	return nil
+	return system.OpenDB(t, "postgres://orderflow:orderflow-dev-only@"+p.address("POSTGRES_PORT")+"/orderflow?sslmode=disable")
 }
 
 // load is an orderflow load that is under way.
@@ -203,7 +200,7 @@ func (p *project) holds(t *testing.T, l *load) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := verify.Target{DB: p.db(t), Kafka: system.Kafka(t, p.brokers[0]), Outside: p.client, Clients: requests}
+	target := verify.Target{DB: p.db(t), Kafka: system.Kafka(t, p.address("KAFKA_PORT")), Outside: p.client, Clients: requests}
 	if err := verify.AtRest(t.Context(), target, 4*time.Minute); err != nil {
 		t.Fatalf("not at rest: %v", err)
 	}
