@@ -39,18 +39,21 @@ lint: $(BIN)/golangci-lint ## Run the linters
 bench: build ## Measure against pgbench in the same run and print the ratios
 	$(GO) run ./bench $(ARGS)
 
-up: $(filter $(BIN)/%,$(COMPOSE)) ## Run the system in containers: needs a Docker engine
+up: compose ## Run the system in containers: needs a Docker engine
 	@deploy/compose/up $(COMPOSE)
 
-down: $(filter $(BIN)/%,$(COMPOSE)) ## Stop the containers; ARGS=-v forgets their data
+down: compose ## Stop the containers; ARGS=-v forgets their data
 	@$(COMPOSE) --profile '*' down --remove-orphans $(ARGS)
 
-logs: $(filter $(BIN)/%,$(COMPOSE)) ## Follow what the containers say
+logs: compose ## Follow what the containers say
 	@$(COMPOSE) logs --follow --tail 50 $(ARGS)
 
 # IMAGES=standin builds images where no registry can be reached; official pulls. By default: what can be done.
-test-compose: $(filter $(BIN)/%,$(COMPOSE)) ## Use, break and check the system in containers
+test-compose: ## Use, break and check the system in containers
 	@COMPOSE='$(COMPOSE)' test/compose/run $(IMAGES)
+
+.PHONY: compose
+compose: $(filter $(BIN)/%,$(COMPOSE)) # what $(COMPOSE) runs
 
 fmt: $(BIN)/golangci-lint ## Format the code
 	$(BIN)/golangci-lint fmt

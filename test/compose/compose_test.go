@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"github.com/orderflow-dev/orderflow/test/system"
 )
 
@@ -38,6 +40,33 @@ func TestOrdersEndAsTheyShould(t *testing.T) {
 			t.Errorf("orders create --random --wait printed %s, want an order that is completed", out)
 		}
 	})
+	p.publishedOnce(t)
+}
+
+// publishedOnce checks that the topics hold one record for each message of the outboxes: of two relays, one leads.
+func (p *project) publishedOnce(t *testing.T) {
+	t.Helper()
+	db, kafka := p.db(t), kadm.NewClient(system.Kafka(t, p.address("KAFKA_PORT")))
+	var written, records int64
+	system.Eventually(t, patience, "all messages are published", func() error {
+		if err := db.QueryRow(t.Context(), `
+			SELECT (SELECT count(*) FROM orders.outbox) + (SELECT count(*) FROM warehouse.outbox)`).Scan(&written); err != nil {
+			return err
+		}
+		ends, err := kafka.ListEndOffsets(t.Context(), "orders", "orders.completed", "orders.failed", "shipments")
+		if err != nil {
+			return err
+		}
+		records = 0
+		ends.Each(func(o kadm.ListedOffset) { records += o.Offset })
+		if records < written {
+			return fmt.Errorf("%d records for %d messages", records, written)
+		}
+		return nil
+	})
+	if records > written {
+		t.Errorf("%d records for %d messages, want one each: nobody died", records, written)
+	}
 }
 
 // Each part is killed while orders arrive, the api and the databases included.

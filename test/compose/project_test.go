@@ -137,7 +137,7 @@ func (p *project) kill(t testing.TB, service string) {
 	p.docker(t, append([]string{"start"}, ids...)...)
 }
 
-// keepLogs writes what all containers said to a file that outlives the test.
+// keepLogs writes what all containers said to a file that outlives the test, and the end of it to the test's own log.
 func (p *project) keepLogs(t testing.TB) {
 	t.Helper()
 	dir := filepath.Join(root, ".cache", "compose-logs")
@@ -150,7 +150,8 @@ func (p *project) keepLogs(t testing.TB) {
 		t.Log(err)
 		return
 	}
-	t.Logf("the containers' logs are in %s", path)
+	t.Logf("the containers' logs are in %s; they end so:\n%s\n%s", path,
+		p.compose(t, "ps", "--all"), p.compose(t, "logs", "--no-color", "--tail", "4"))
 }
 
 // db connects as the owner of the database.

@@ -18,16 +18,8 @@ import (
 // What stands in the way of a start is named, with what to do next, and nothing half started is left behind.
 func TestAStartThatCannotSucceedSaysWhy(t *testing.T) {
 	p := newProject(t)
-	p.compose(t, "run", "--rm", "--no-TTY", "migrate")
 	t.Run("no Docker engine", func(t *testing.T) {
 		p.refuses(t, []string{"DOCKER_HOST=unix:///nowhere/docker.sock"}, "no Docker engine answers", "dockerd", "make dev")
-	})
-	t.Run("a compose file of another release", func(t *testing.T) {
-		other := filepath.Join(t.TempDir(), "other.yml")
-		if err := os.WriteFile(other, []byte("services: {migrate: {environment: {ORDERFLOW_COMPOSE_FORMAT: -1}}}\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		p.refuses(t, []string{"COMPOSE_FILE=docker-compose.yml:" + other}, "of an older release than the image", "take docker-compose.yml from")
 	})
 	t.Run("a port that is taken", func(t *testing.T) {
 		l, err := net.Listen("tcp", p.address("REDIS_PORT"))
@@ -37,7 +29,14 @@ func TestAStartThatCannotSucceedSaysWhy(t *testing.T) {
 		defer l.Close()
 		p.refuses(t, nil, "another program has port "+strings.TrimPrefix(p.address("REDIS_PORT"), "127.0.0.1:"), ".env")
 	})
-	p.compose(t, "up", "--detach", "--wait", "postgres", "kafka")
+	p.compose(t, "run", "--rm", "--no-TTY", "migrate") // Postgres and Kafka stay up
+	t.Run("a compose file of another release", func(t *testing.T) {
+		other := filepath.Join(t.TempDir(), "other.yml")
+		if err := os.WriteFile(other, []byte("services: {migrate: {environment: {ORDERFLOW_COMPOSE_FORMAT: -1}}}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p.refuses(t, []string{"COMPOSE_FILE=docker-compose.yml:" + other}, "of an older release than the image", "take docker-compose.yml from")
+	})
 	t.Run("data of a newer version", func(t *testing.T) {
 		db := p.db(t)
 		defer db.Close()
