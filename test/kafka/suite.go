@@ -72,7 +72,7 @@ func goTest(ctx context.Context, kafka, only string, verbose bool, packages []st
 		args = append(args, "-run="+only)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
-	cmd.Env = append(os.Environ(), variable+"="+kafka, "CGO_ENABLED=1")
+	cmd.Env = append(os.Environ(), variable+"="+kafka, "CGO_ENABLED=1", "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	// A process group of its own: a Ctrl-C ends the tests through this process, which then waits for them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
