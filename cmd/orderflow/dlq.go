@@ -53,16 +53,10 @@ type parkedDoc struct {
 }
 
 func newParkedDoc(p inbox.Parked) parkedDoc {
-	optional := func(t time.Time) *time.Time {
-		if t.IsZero() {
-			return nil
-		}
-		return &t
-	}
 	return parkedDoc{
 		ID: parkedName(p), Group: p.Group, State: p.State, Class: p.Class, Error: p.Error, Attempts: p.Attempts,
 		Topic: p.Topic, Partition: p.Partition, Offset: p.Offset, Key: p.Key, MessageID: p.EventID.String(), Type: p.Type,
-		ParkedAt: p.ParkedAt, FirstFailedAt: optional(p.FirstFailedAt), LastFailedAt: optional(p.LastFailedAt), NextTryAt: optional(p.NextTryAt),
+		ParkedAt: p.ParkedAt, FirstFailedAt: optionalTime(p.FirstFailedAt), LastFailedAt: optionalTime(p.LastFailedAt), NextTryAt: optionalTime(p.NextTryAt),
 	}
 }
 

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/orderflow-dev/orderflow/saga"
+	"github.com/orderflow-dev/orderflow/services/order"
+)
+
+// settle is what a person does to a saga, in one transaction.
+type settle func(ctx context.Context, tx pgx.Tx, id uuid.UUID, op saga.Operator) error
+
+// newSettle returns a command that shows what it is about and, with --yes, does it.
+func newSettle(use, short, long, example string, prepare func(*cobra.Command) (settle, error)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   use + " ORDER",
+		Short: short,
+		Long: long + `
+
+The reason and who gave it are kept. It is refused, with exit code 4, if the saga has moved since it was looked at.
+Without --yes it only shows the saga.`,
+		Example: example,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			do, err := prepare(cmd)
+			if err != nil {
+				return err
+			}
+			return settleSaga(cmd, args[0], use, do)
+		},
+	}
+	cmd.Flags().String("reason", "", "why (required)")
+	cmd.Flags().Int64("rev", 0, "the revision that was looked at (default: the one that is there now)")
+	addYesFlag(cmd)
+	addDatabaseFlag(cmd)
+	addOutputFlag(cmd)
+	return cmd
+}
+
+func settleSaga(cmd *cobra.Command, arg, verb string, do settle) error {
+	out, err := newOutput(cmd)
+	if err != nil {
+		return err
+	}
+	id, err := sagaID(arg)
+	if err != nil {
+		return err
+	}
+	reason := stringFlag(cmd, "reason")
+	if reason == "" {
+		return usage("it is kept with the saga", "--reason is required")
+	}
+	ctx := cmd.Context()
+	pool, err := openOwner(cmd)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	h, err := saga.Load(ctx, pool, id)
+	if err != nil {
+		return sagaError(err)
+	}
+	op := saga.Operator{By: operator(), Reason: reason, Rev: h.Instance.Rev}
+	if cmd.Flags().Changed("rev") {
+		op.Rev, _ = cmd.Flags().GetInt64("rev")
+	}
+	yes, _ := cmd.Flags().GetBool("yes")
+	if !yes {
+		cmd.PrintErrf("%s would be done to this saga; --yes does it\n", verb)
+		return printHistory(out, h)
+	}
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return do(ctx, tx, id, op) })
+	if err != nil {
+		return sagaError(err)
+	}
+	if h, err = saga.Load(ctx, pool, id); err != nil {
+		return sagaError(err)
+	}
+	cmd.PrintErrf("%s is done; an engine goes on from here\n", verb)
+	return printHistory(out, h)
+}
+
+// always is for commands without flags of their own.
+func always(do settle) func(*cobra.Command) (settle, error) {
+	return func(*cobra.Command) (settle, error) { return do, nil }
+}
+
+func newSagaRetry() *cobra.Command {
+	return newSettle("retry", "Try a stuck saga's step again, or ask again about one in doubt",
+		`Sends a stuck saga on from where it stands, with its tries counted anew, and asks the provider again about one that is in
+doubt. Do it after the cause is mended.`,
+		`  orderflow saga retry 0199… --reason 'provider is back' --yes`, always(saga.Retry))
+}
+
+func newSagaCompensate() *cobra.Command {
+	return newSettle("compensate", "Turn a saga round: undo what it did, and fail its order",
+		`Takes back what the saga did, in reverse: the charge is cancelled or refunded and the stock is released. It is refused once
+the order is completed; refund it then.`,
+		`  orderflow saga compensate 0199… --reason 'fraud' --yes`, always(saga.Compensate))
+}
+
+func newSagaSkip() *cobra.Command {
+	return newSettle("skip", "Pass over the step that a stuck saga stands at, as if it had succeeded",
+		`Passes over the step, or the compensation, that a stuck saga stands at. What it should have done is then yours to do by
+hand: nothing will try it again.`,
+		`  orderflow saga skip 0199… --reason 'refunded by hand, re_123' --yes`, always(saga.Skip))
+}
+
+func newSagaResolve() *cobra.Command {
+	cmd := newSettle("resolve", "Say whether the charge of a saga in doubt happened",
+		`Settles a charge whose outcome nobody could tell, by what you have seen at the provider: look there for the order's id, which
+is the charge's reference. With --charged the order goes on, with --not-charged it fails and its stock is released.`,
+		`  orderflow saga resolve 0199… --charged --reason 'seen in the provider’s list' --yes
+  orderflow saga resolve 0199… --not-charged --reason 'the provider has no such charge' --yes`, prepareResolve)
+	cmd.Flags().Bool("charged", false, "the provider has charged it")
+	cmd.Flags().Bool("not-charged", false, "the provider has not charged it, and never will")
+	cmd.Flags().String("intent", "", "with --charged: the provider's id of the charge, where the order has not stored it")
+	return cmd
+}
+
+func prepareResolve(cmd *cobra.Command) (settle, error) {
+	happened, _ := cmd.Flags().GetBool("charged")
+	never, _ := cmd.Flags().GetBool("not-charged")
+	if happened == never {
+		return nil, usage("look the order's id up at the provider", "say --charged or --not-charged")
+	}
+	if never && stringFlag(cmd, "intent") != "" {
+		return nil, usage("", "--intent goes with --charged")
+	}
+	return func(ctx context.Context, tx pgx.Tx, id uuid.UUID, op saga.Operator) error {
+		if never {
+			return saga.Resolve(ctx, tx, id, saga.Resolution{}, op)
+		}
+		resolution, err := order.Charged(ctx, tx, id, stringFlag(cmd, "intent"))
+		if errors.Is(err, order.ErrNoCharge) {
+			return fail(exitConflict, "give the provider's id of the charge with --intent", "%w", err)
+		}
+		if err != nil {
+			return fmt.Errorf("resolve saga %s: %w", id, err)
+		}
+		return saga.Resolve(ctx, tx, id, resolution, op)
+	}, nil
+}
