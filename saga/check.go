@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/metric/noop"
 )
 
 var stepName = regexp.MustCompile(`^[a-z0-9][a-z0-9 _-]{0,62}$`)
@@ -107,6 +109,9 @@ func (o EngineOptions) withDefaults() EngineOptions {
 	o.Grace = cmp.Or(o.Grace, 5*time.Second)
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.Meter == nil {
+		o.Meter = noop.Meter{}
 	}
 	return o
 }

@@ -41,6 +41,6 @@
 // Nothing notifies from inside a business transaction: NOTIFY serialises commits. Whoever starts a saga in the engine's
 // process calls [Engine.Kick] after its commit; the ground is a poll of 2 to 100 ms.
 //
-// The engine needs four to six connections: one for each worker, one to look for work, and those of calls that save
-// progress.
+// The engine needs five to seven connections: one for each worker, one to look for work, one to count what is live every
+// few seconds, and those of calls that save progress.
 package saga

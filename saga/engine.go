@@ -128,8 +128,14 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer stop(nil)
 	r := newRun(e, stop)
 	defer r.graceFrom(ctx)()
+	watching, stopWatching := context.WithCancel(ctx)
 	var loops errgroup.Group
 	loops.Go(func() error {
+		e.watch(watching)
+		return nil
+	})
+	loops.Go(func() error {
+		defer stopWatching()
 		r.look(alive, ctx.Done())
 		r.queue.drain()
 		return nil

@@ -7,7 +7,6 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
-	"go.opentelemetry.io/otel/metric/noop"
 )
 
 // metrics are the engine's instruments. Labels are definitions and steps: both come from code, so they are few.
@@ -20,9 +19,6 @@ type metrics struct {
 }
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
-	if meter == nil {
-		meter = noop.NewMeterProvider().Meter("saga")
-	}
 	var (
 		m    metrics
 		errs [5]error
