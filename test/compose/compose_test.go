@@ -41,6 +41,38 @@ func TestOrdersEndAsTheyShould(t *testing.T) {
 		}
 	})
 	p.publishedOnce(t)
+	t.Run("groups that read everything again do nothing twice", func(t *testing.T) {
+		p.rewind(t, "order", "email", "warehouse")
+		p.verify(t, nil)
+	})
+}
+
+// rewind sets groups back to the beginning of their topics.
+func (p *project) rewind(t *testing.T, groups ...string) {
+	t.Helper()
+	p.compose(t, append([]string{"stop"}, groups...)...)
+	admin := kadm.NewClient(system.Kafka(t, p.address("KAFKA_PORT")))
+	for _, group := range groups {
+		offsets, err := admin.FetchOffsets(t.Context(), group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := 0
+		for _, partitions := range offsets {
+			for partition, offset := range partitions {
+				again += int(offset.At)
+				offset.At, offset.LeaderEpoch = 0, -1
+				partitions[partition] = offset
+			}
+		}
+		if again == 0 {
+			t.Errorf("group %s has read nothing that it could read again", group)
+		}
+		if err := admin.CommitAllOffsets(t.Context(), group, offsets.Offsets()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.compose(t, "up", "--detach", "--no-recreate", "--wait")
 }
 
 // publishedOnce checks that the topics hold one record for each message of the outboxes: of two relays, one leads.

@@ -190,8 +190,7 @@ func (p *project) place(t *testing.T, orders, rate, users int) *load {
 	return l
 }
 
-// holds waits for the load's end, and then until the system is at rest, and fails the test for everything that was lost, done
-// twice or out of order.
+// holds waits for the load's end and verifies what came of it.
 func (p *project) holds(t *testing.T, l *load) {
 	t.Helper()
 	if out := <-l.done; out.Code != 0 {
@@ -201,6 +200,12 @@ func (p *project) holds(t *testing.T, l *load) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.verify(t, requests)
+}
+
+// verify waits until the system is at rest, and fails the test for everything that was lost, done twice or out of order.
+func (p *project) verify(t *testing.T, requests []verify.Request) {
+	t.Helper()
 	target := verify.Target{DB: p.db(t), Kafka: system.Kafka(t, p.address("KAFKA_PORT")), Outside: p.client, Clients: requests}
 	if err := verify.AtRest(t.Context(), target, 4*time.Minute); err != nil {
 		t.Fatalf("not at rest: %v", err)
