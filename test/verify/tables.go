@@ -126,6 +126,12 @@ var rules = []struct {
 			OR (coalesce(o.status, '') IN ('completed', 'shipped')) <> (s.id IS NOT NULL)
 			OR (o.status = 'shipped' AND s.state <> 'shipped')`},
 
+	{"I18", "an order that is shipped more than once", `
+		SELECT 'order ' || order_id || ' has ' || count(*) || ' shipments'
+		FROM warehouse.shipments
+		GROUP BY order_id
+		HAVING count(*) > 1`},
+
 	{"I18", "a pick list that is not the order's", `
 		SELECT 'order ' || s.order_id
 		FROM warehouse.shipments s

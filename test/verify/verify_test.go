@@ -183,6 +183,15 @@ func TestTheVerifierConvicts(t *testing.T) {
 		{"a mail that arrived twice", "I17", func(_ *testing.T, s *scene) { s.journal = append(s.journal, s.journal[1]) }},
 		{"a mail that did not arrive", "I17", func(_ *testing.T, s *scene) { s.journal = s.journal[:2] }},
 		{"no shipment", "I18", sql(`DELETE FROM warehouse.shipment_items; DELETE FROM warehouse.shipments`)},
+		{"two shipments", "I18", sql(`
+			ALTER TABLE warehouse.shipments DROP CONSTRAINT shipments_order_id_key;
+			INSERT INTO warehouse.shipments (id, order_id, user_id, state, shipped_at)
+				SELECT gen_random_uuid(), order_id, user_id, state, shipped_at FROM warehouse.shipments;
+			INSERT INTO warehouse.shipment_items (shipment_id, line, sku, name, quantity, picked, bin)
+				SELECT n.id, i.line, i.sku, i.name, i.quantity, i.picked, i.bin
+				FROM warehouse.shipment_items i
+				JOIN warehouse.shipments s ON s.id = i.shipment_id
+				JOIN warehouse.shipments n ON n.order_id = s.order_id AND n.id <> s.id`)},
 		{"a shipment of other goods", "I18", sql(`UPDATE warehouse.shipment_items SET quantity = 3`)},
 		{"a saga that is not over", "I22", sql(`UPDATE orders.saga_instances SET state = 'running', finished_at = NULL`)},
 		{"a key that is held", "I22", sql(`
