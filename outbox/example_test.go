@@ -5,13 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/outbox"
-	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
 )
 
 // OrderPlaced is an event of the shop in these examples.
@@ -73,24 +71,4 @@ func ExampleRelay_Run() {
 		return relay.Run(ctx)
 	}
 	_ = run
-}
-
-// The history judges what arrived by what the writers saw, and by nothing else.
-func Example_history() {
-	var history outboxtest.History
-	first := outbox.Message{ID: uuid.New(), Topic: "orders", Key: "u-7"}
-	second := outbox.Message{ID: uuid.New(), Topic: "orders", Key: "u-7"}
-	for _, m := range []outbox.Message{first, second} {
-		history.Written(m)
-		history.Committed(m)
-	}
-	arrived := []outbox.Record{
-		{ID: second.ID, Topic: "orders", Key: "u-7"},
-		{ID: first.ID, Topic: "orders", Key: "u-7"},
-		{ID: first.ID, Topic: "orders", Key: "u-7"},
-	}
-	verdict := history.Judge(arrived)
-	fmt.Println(len(verdict.Lost), "lost,", len(verdict.Disordered), "out of order,", verdict.Duplicates, "duplicate")
-	// Output:
-	// 0 lost, 1 out of order, 1 duplicate
 }

@@ -105,7 +105,7 @@ func TestHistoryConvictsNaiveRelaysAndWriters(t *testing.T) {
 			x := &trial{t: t, pool: newOutbox(t).Pool}
 			c.run(x)
 			err := x.history.Judge(x.broker.Records()).Err()
-			if err == nil || !strings.HasPrefix(err.Error(), "history: "+c.want+",") {
+			if err == nil || !strings.HasPrefix(err.Error(), "history: "+c.want+"\n") {
 				t.Errorf("verdict is %v, want %s", err, c.want)
 			}
 		})
