@@ -110,7 +110,9 @@ func ownHeaders(stored []byte) ([]kgo.RecordHeader, error) {
 	}
 	var named map[string]string
 	if err := json.Unmarshal(stored, &named); err != nil {
-		return nil, fmt.Errorf("decode headers: %w", err)
+		if named, err = textHeaders(stored); err != nil {
+			return nil, fmt.Errorf("decode headers: %w", err)
+		}
 	}
 	headers := make([]kgo.RecordHeader, 0, len(named))
 	for name, value := range named {
@@ -123,4 +125,22 @@ func ownHeaders(stored []byte) ([]kgo.RecordHeader, error) {
 		return 1
 	})
 	return headers, nil
+}
+
+// textHeaders decodes headers of which not all are strings: those are sent as the JSON that they are. [Write] stores none,
+// but a row that is inserted without it must not stop the relay for all others.
+func textHeaders(stored []byte) (map[string]string, error) {
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(stored, &raw); err != nil {
+		return nil, err
+	}
+	named := make(map[string]string, len(raw))
+	for name, value := range raw {
+		var text string
+		if err := json.Unmarshal(value, &text); err != nil {
+			text = string(value)
+		}
+		named[name] = text
+	}
+	return named, nil
 }

@@ -60,6 +60,28 @@ func TestRelayLosesNothingWhenATransactionCommitsLate(t *testing.T) {
 	}
 }
 
+// The role of a writer may insert rows that Write would not.
+func TestRelayIsNotStoppedByHeadersThatAreNoStrings(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	if _, err := db.Pool.Exec(t.Context(), `
+		INSERT INTO orders.outbox (id, topic, key, type, content_type, headers, payload)
+		VALUES (gen_random_uuid(), 'orders', 'a', 't', 'c', '{"attempt": 2, "none": null, "tags": ["x"], "text": "y"}', '')`,
+	); err != nil {
+		t.Fatal(err)
+	}
+	write(t, db.Pool, message("orders", "b", 1))
+	start(t, db.Pool, broker, outbox.RelayOptions{})
+	own := map[string]string{}
+	for _, h := range waitFor(t, broker, 2)[0].Headers {
+		own[h.Key] = string(h.Value)
+	}
+	got := fmt.Sprintf("%q", []string{own["attempt"], own["none"], own["tags"], own["text"]})
+	if want := `["2" "" "[\"x\"]" "y"]`; got != want {
+		t.Errorf("headers %s, want %s", got, want)
+	}
+}
+
 func TestRelayDrainsABacklogPageByPageOnce(t *testing.T) {
 	t.Parallel()
 	db, broker := newOutbox(t), &outboxtest.Broker{}
