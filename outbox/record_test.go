@@ -1,41 +1,55 @@
 package outbox
 
 import (
+	"bytes"
+	"cmp"
+	"context"
 	"encoding/json"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.opentelemetry.io/otel/propagation"
 )
 
-// Whatever Write accepts must come out of the relay as it went in, in a record that is not larger than Write thought.
-func FuzzHeaders(f *testing.F) {
-	f.Add("tenant", "a \"quoted\" one", "o-1", []byte(`{"n":1}`))
-	f.Add("x", "\u2028\x7f<>&", "", []byte{})
-	f.Add("ce_id", "posing", "s", []byte{0xff})
-	f.Fuzz(func(t *testing.T, name, value, subject string, payload []byte) {
+// Whatever Write accepts must come out of the relay as it went in, in a record that is not larger than Write thought,
+// which in turn is not larger than the relay thinks that it is on the wire.
+func FuzzMessage(f *testing.F) {
+	f.Add("orders", "u-7", "order.placed.v1", "o-1", "application/json", "tenant", "a \"quoted\" one", []byte(`{"n":1}`))
+	f.Add("a.b_C-9", "\u2028\x7f<>&", "t", "", "", "x", "\u2028\x7f<>&", []byte{})
+	f.Add("orders", "a", "t", "s", "text/plain", "ce_id", "posing", []byte{0xff})
+	f.Add("orders", "a", "t", "s", "text/plain", "Content-Type", "posing", []byte{0})
+	f.Add("orders", "a\x00", "t", "\xff", "c", "traceparent", "its own", []byte("x"))
+	f.Add(strings.Repeat("t", 249), strings.Repeat("k", 1024), "t", "\U0010ffff", "c", "~", "\t\n", bytes.Repeat([]byte("p"), 300))
+	f.Fuzz(func(t *testing.T, topic, key, kind, subject, contentType, name, value string, payload []byte) {
 		m := Message{
-			Topic: "orders", Key: "a", Type: "t", Subject: subject, Headers: map[string]string{name: value}, Payload: payload,
+			Topic: topic, Key: key, Type: kind, Subject: subject, ContentType: contentType,
+			Headers: map[string]string{name: value}, Payload: payload,
 		}
 		if m.check(DefaultMaxBytes) != nil {
 			return // not what Write accepts
 		}
-		stored, err := storedHeaders(&m, propagation.MapCarrier{})
+		encoded, err := (Writer{}).encode(context.Background(), []Message{m})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !json.Valid([]byte(stored)) {
-			t.Fatalf("stored headers are no JSON: %s", stored)
-		}
 		r := row{
-			seq: 7, id: uuid.New(), topic: m.Topic, key: m.Key, kind: m.Type, contentType: "application/json",
-			headers: []byte(stored), payload: payload, createdAt: time.Now(),
+			seq: 7, id: uuid.MustParse(encoded.ids[0]), topic: encoded.topics[0], key: encoded.keys[0], kind: encoded.types[0],
+			contentType: encoded.contentTypes[0], headers: []byte(encoded.headers[0]), payload: encoded.payloads[0],
+			createdAt: time.Now(),
 		}
 		record, err := r.record([]byte("/orders"))
 		if err != nil {
 			t.Fatal(err)
+		}
+		if record.Topic != topic || record.Key != key || !bytes.Equal(record.Value, payload) || record.Value == nil {
+			t.Fatalf("record %+v, want topic %q, key %q, value %q", record, topic, key, payload)
 		}
 		got := map[string]string{}
 		for _, h := range record.Headers {
@@ -44,11 +58,62 @@ func FuzzHeaders(f *testing.F) {
 			}
 			got[h.Key] = string(h.Value)
 		}
-		if got[name] != value || got[headerSubject] != subject || got[headerID] != r.id.String() || got[headerSeq] != "7" {
-			t.Fatalf("headers are %v, want %q=%q and subject %q", got, name, value, subject)
+		want := map[string]string{
+			headerSpecVersion: "1.0", headerID: r.id.String(), headerType: kind, headerSource: "/orders", headerSeq: "7",
+			headerTime: r.createdAt.UTC().Format(time.RFC3339Nano), headerContentType: cmp.Or(contentType, "application/json"),
+			name: value,
 		}
-		if record.bytes() > m.recordBytes() {
-			t.Fatalf("record takes %d bytes, Write counted %d", record.bytes(), m.recordBytes())
+		if subject != "" {
+			want[headerSubject] = subject
+		}
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Fatalf("headers (-want +got):\n%s", diff)
+		}
+		if wire := wireBytes(&record); wire > record.bytes() || record.bytes() > m.recordBytes() {
+			t.Fatalf("record takes %d bytes, the relay counted %d, Write %d", wire, record.bytes(), m.recordBytes())
+		}
+	})
+}
+
+// wireBytes is what r takes in a batch.
+func wireBytes(r *Record) int {
+	wire := kmsg.Record{TimestampDelta64: math.MaxInt32, OffsetDelta: math.MaxInt32, Key: []byte(r.Key), Value: r.Value}
+	for _, h := range r.Headers {
+		wire.Headers = append(wire.Headers, kmsg.Header{Key: h.Key, Value: h.Value})
+	}
+	length := len(wire.AppendTo(nil)) // with Length 0, which takes a byte
+	wire.Length = int32(length - 1)
+	return len(wire.AppendTo(nil))
+}
+
+// Whoever may insert can write headers without Write. One that the relay could not read would stop it for everybody.
+func FuzzStoredHeaders(f *testing.F) {
+	f.Add([]byte(`{}`))
+	f.Add([]byte(`{"a": "b", "B": "\u20ac"}`))
+	f.Add([]byte(`{"n": 1, "null": null, "list": [1, {"x": "y"}], "yes": true, "ce_id": "posing"}`))
+	f.Add([]byte(`{"a": 1e400}`))
+	f.Fuzz(func(t *testing.T, stored []byte) {
+		var object map[string]any
+		decoder := json.NewDecoder(bytes.NewReader(stored))
+		decoder.UseNumber()
+		if !json.Valid(stored) || decoder.Decode(&object) != nil || object == nil {
+			return // not what the column takes
+		}
+		headers, err := ownHeaders(stored)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(headers) != len(object) {
+			t.Fatalf("%d headers of %s, want %d", len(headers), stored, len(object))
+		}
+		for _, h := range headers {
+			if text, is := object[h.Key].(string); is && text != string(h.Value) {
+				t.Fatalf("header %q is %q, want %q", h.Key, h.Value, text)
+			}
+		}
+		sorted := slices.IsSortedFunc(headers, func(a, b kgo.RecordHeader) int { return strings.Compare(a.Key, b.Key) })
+		if !sorted {
+			t.Fatalf("headers %v are not sorted", headers)
 		}
 	})
 }
