@@ -11,6 +11,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
 
 	"github.com/orderflow-dev/orderflow/internal/pgtest"
 	"github.com/orderflow-dev/orderflow/outbox"
@@ -25,11 +27,30 @@ const schema = "orders"
 // patience is how long a test waits for what must come. Nobody waits for it who succeeds.
 const patience = time.Minute
 
+// newOutbox returns a database with an outbox. The migrations run once; each test gets a clone.
 func newOutbox(t testing.TB) *pgtest.DB {
 	t.Helper()
-	db := pgtest.NewEmpty(t)
-	db.Migrate(t, outbox.Migrations(), schema)
-	return db
+	return pgtest.New(t, "outbox", migrate)
+}
+
+// migrate makes the outbox in schema, in the database at url.
+func migrate(ctx context.Context, url string) error {
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return err
+	}
+	config.RuntimeParams["search_path"] = schema
+	db := stdlib.OpenDB(*config)
+	defer func() { _ = db.Close() }()
+	if _, err := db.ExecContext(ctx, `CREATE SCHEMA `+schema); err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, outbox.Migrations(), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
 }
 
 // start runs a relay until the test ends or stop is called, which checks what Run returned.
