@@ -8,11 +8,11 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 # The compose plugin where Docker has it; elsewhere it is built from its module.
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,$(BIN)/docker-compose)
 
-.PHONY: help dev kafka build test test-kafka test-compose lint bench up down logs fmt clean
+.PHONY: help dev kafka build test test-history test-kafka test-compose lint bench up down logs fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 dev: build ## Run the whole system in one process: no Docker, no Java; Ctrl-C stops it
 	@$(BIN)/orderflow dev $(ARGS)
@@ -28,6 +28,13 @@ build: ## Build bin/orderflow
 # Without the setting each test binary sleeps for a second before it ends.
 test: ## Run every test, race detector on; starts the servers it needs
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -timeout 10m ./...
+
+SEEDS ?= 200
+
+# From its own folder go test prints what the runs count. SEED=n runs that one again.
+test-history: ## Prove the outbox in SEEDS random runs: no loss, no disorder; SEED=n repeats one
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) -C outbox test -race -timeout 10m -run TestHistoryHas \
+		-outbox.seeds=$(SEEDS) $(if $(SEED),-outbox.seed=$(SEED))
 
 test-kafka: $(BIN)/kafka ## Run the suites that use Kafka on Apache Kafka; ARGS="-run NAME ./inbox" for some of it
 	@$(BIN)/kafka test $(ARGS)

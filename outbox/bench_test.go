@@ -152,3 +152,10 @@ func BenchmarkPoll(b *testing.B) {
 		})
 	}
 }
+
+// publisherFunc is a function that is a publisher.
+type publisherFunc func(context.Context, []outbox.Record) []error
+
+func (f publisherFunc) Publish(ctx context.Context, page []outbox.Record) []error {
+	return f(ctx, page)
+}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/orderflow-dev/orderflow/internal/pgtest"
@@ -26,19 +27,20 @@ type mortal struct {
 
 func newMortal(t testing.TB, db *pgtest.DB) *mortal {
 	t.Helper()
-	m := newMortalAt(t, db.URL)
+	m := newMortalAt(t, db.URL, nil)
 	t.Cleanup(m.Close)
 	return m
 }
 
-// newMortalAt is newMortal for a caller that closes it.
-func newMortalAt(t testing.TB, url string) *mortal {
+// newMortalAt is newMortal for a caller that closes it. tracer, if any, sees every statement.
+func newMortalAt(t testing.TB, url string, tracer pgx.QueryTracer) *mortal {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	config.MaxConns = 5
+	config.ConnConfig.Tracer = tracer
 	m := &mortal{}
 	config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
