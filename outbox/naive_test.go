@@ -65,9 +65,8 @@ func (x *trial) exec(db querier, sql string, args ...any) {
 	}
 }
 
-// publish runs a naive relay's query, which returns seq, id and key, publishes its rows as they come, and returns the
-// last seq.
-func (x *trial) publish(db querier, sql string, args ...any) (last int64) {
+// read runs a naive relay's query, which returns seq, id and key.
+func (x *trial) read(db querier, sql string, args ...any) []outbox.Record {
 	x.t.Helper()
 	rows, _ := db.Query(x.t.Context(), sql, args...) // CollectRows reports the error
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (outbox.Record, error) {
@@ -77,7 +76,13 @@ func (x *trial) publish(db querier, sql string, args ...any) (last int64) {
 	if err != nil {
 		x.t.Fatalf("%s: %v", sql, err)
 	}
-	for _, r := range found {
+	return found
+}
+
+// publish reads and publishes what it finds as it comes. It returns the last seq.
+func (x *trial) publish(db querier, sql string, args ...any) (last int64) {
+	x.t.Helper()
+	for _, r := range x.read(db, sql, args...) {
 		x.broker.Publish(x.t.Context(), []outbox.Record{r})
 		last = r.Seq
 	}
@@ -94,9 +99,10 @@ func TestHistoryConvictsNaiveRelaysAndWriters(t *testing.T) {
 	}{
 		{"a cursor over the sequence skips what commits late", sequenceCursor, "1 lost"},
 		{"a cursor under xmin, ordered by transaction, reorders a key", xminCursor, "1 out of order"},
-		{"workers that skip locked rows reorder a key", skipLocked, "1 out of order"},
+		{"three workers that skip locked rows reorder a key", skipLocked, "1 out of order"},
 		{"a checkpoint before the ack loses what a crash left unsent", checkpointFirst, "1 lost"},
 		{"checking a leaf before locking it loses what commits in between", checkThenTruncate, "1 lost"},
+		{"a snapshot kept in memory over a crash hides the transactions that get the lost ids", memoryOverCrash, "1 lost"},
 		{"a writer that inserts before it locks its key reorders it", insertThenLock, "1 out of order"},
 	}
 	for _, c := range cases {
@@ -143,26 +149,54 @@ func xminCursor(x *trial) {
 }
 
 func skipLocked(x *trial) {
-	for range 2 {
+	for range 3 {
 		tx := x.begin()
 		x.commit(tx, x.write(tx, "a"))
 	}
-	const take = `SELECT seq, id, key FROM orders.outbox ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED`
-	slow, fast := x.begin(), x.begin()
-	x.exec(slow, `SELECT 1 FROM (`+take+`) AS taken`) // takes the first message and is slow to publish it
-	x.publish(fast, take)
-	x.publish(slow, `SELECT seq, id, key FROM orders.outbox ORDER BY seq LIMIT 1`)
+	// All three have taken one message before the first of them has published its own.
+	var taken [3][]outbox.Record
+	for worker := range taken {
+		taken[worker] = x.read(x.begin(), `
+			SELECT seq, id, key FROM orders.outbox ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED`)
+	}
+	for _, worker := range []int{1, 2, 0} {
+		x.broker.Publish(x.t.Context(), taken[worker])
+	}
 }
 
 func checkpointFirst(x *trial) {
 	tx := x.begin()
 	x.commit(tx, x.write(tx, "a"))
-	var last int64
-	if err := x.pool.QueryRow(x.t.Context(), `SELECT max(seq) FROM orders.outbox`).Scan(&last); err != nil {
+	x.exec(x.pool, `CREATE TABLE orders.checkpoint AS SELECT 0::bigint AS seq`)
+	const next = `
+		SELECT seq, id, key FROM orders.outbox
+		WHERE seq > (SELECT c.seq FROM orders.checkpoint c)
+		ORDER BY seq`
+	page := x.read(x.pool, next)
+	x.exec(x.pool, `UPDATE orders.checkpoint SET seq = $1`, page[len(page)-1].Seq)
+	// Killed before it could send the page, it starts again.
+	x.publish(x.pool, next)
+}
+
+// memoryOverCrash is the snapshot diff without its caution: as [outbox.Relay] polls, but sure that the server behind its
+// pool is still the one that it took the snapshot from.
+func memoryOverCrash(x *trial) {
+	server := newServer(x.t)
+	x.pool = server.pooled(x.t)
+	server.migrate(x.t, x.pool)
+	burn(x.t, x.pool, 300) // ids that no record of the WAL mentions
+	var prev string
+	if err := x.pool.QueryRow(x.t.Context(), `SELECT pg_current_snapshot()::text`).Scan(&prev); err != nil {
 		x.t.Fatal(err)
 	}
-	// Saved; killed before it is sent; started again from there.
-	x.publish(x.pool, `SELECT seq, id, key FROM orders.outbox WHERE seq > $1 ORDER BY seq`, last)
+	server.crash(x.t)
+	tx := x.begin()
+	x.commit(tx, x.write(tx, "a"))
+	x.publish(x.pool, `
+		SELECT seq, id, key FROM orders.outbox
+		WHERE txid >= pg_snapshot_xmax($1::text::pg_snapshot)
+			OR txid IN (SELECT pg_snapshot_xip($1::text::pg_snapshot))
+		ORDER BY seq`, prev)
 }
 
 func checkThenTruncate(x *trial) {
