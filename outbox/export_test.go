@@ -23,3 +23,34 @@ func (r *Relay) Checkpoint(ctx context.Context, epoch int64, incarnation, prev s
 
 // SetUnknownAfter says, before p publishes, how long a topic must be unknown for its records to be refused.
 func (p *KafkaPublisher) SetUnknownAfter(d time.Duration) { p.absent.limit = d }
+
+// SetListMax says, before r runs, how many rows of a big window it lists at once.
+func (r *Relay) SetListMax(n int) { r.listMax = n }
+
+// Leader is a relay that leads and is moved by hand.
+type Leader struct{ t *term }
+
+// Lead makes r lead from its durable cursor.
+func (r *Relay) Lead(ctx context.Context) (*Leader, error) {
+	if err := r.enroll(ctx); err != nil {
+		return nil, err
+	}
+	l, err := r.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := &term{r: r, lease: l}
+	return &Leader{t}, t.load(ctx)
+}
+
+// Turn is one poll and the publishing of all that it finds.
+func (l *Leader) Turn(ctx context.Context) error {
+	_, err := l.t.turn(ctx)
+	return err
+}
+
+// InWindow reports whether a big window is begun and not done.
+func (l *Leader) InWindow() bool { return l.t.at.cur != "" }
+
+// Checkpoint saves how far l is.
+func (l *Leader) Checkpoint(ctx context.Context) error { return l.t.checkpoint(ctx, nil) }

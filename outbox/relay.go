@@ -106,6 +106,7 @@ type Relay struct {
 	holder    string
 	slotWidth time.Duration // of the ring; tests turn it faster
 	tidyEvery time.Duration
+	listMax   int
 	kick      chan struct{}
 	metrics   metrics
 	seen      atomic.Pointer[sighting]
@@ -131,6 +132,7 @@ func NewRelay(pool *pgxpool.Pool, publisher Publisher, opts RelayOptions) (*Rela
 		holder:    fmt.Sprintf("%s/%d/%s", host, os.Getpid(), uuid.NewString()[:8]),
 		slotWidth: slotWidth,
 		tidyEvery: 10 * time.Second,
+		listMax:   listMax,
 		kick:      make(chan struct{}, 1),
 	}
 	if r.metrics, err = newMetrics(r); err != nil {

@@ -101,7 +101,7 @@ func (t *term) replay(ctx context.Context, order replayOrder) error {
 		}); err != nil {
 			return err
 		}
-		if len(places) < listMax {
+		if len(places) < t.r.listMax {
 			break
 		}
 	}

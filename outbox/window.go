@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// listMax is the most rows listed at once: 16 bytes each.
+// listMax is the most rows listed at once, unless a test says so: 16 bytes each.
 const listMax = 1_000_000
 
 // place is where a row of a big window is. Rows are never moved, so it can be fetched from there as long as the window
@@ -41,7 +41,7 @@ func (t *term) window(ctx context.Context) error {
 		if err := t.pages(ctx, places, t.windowPage); err != nil {
 			return err
 		}
-		if len(places) < listMax {
+		if len(places) < t.r.listMax {
 			break
 		}
 	}
@@ -62,7 +62,7 @@ type listed struct {
 	args  []any
 }
 
-// list returns where the rows are, by seq, at most [listMax] of them.
+// list returns where the rows are, by seq, at most r.listMax of them.
 func (r *Relay) list(ctx context.Context, what listed) ([]place, error) {
 	var places []place
 	err := pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -75,7 +75,7 @@ func (r *Relay) list(ctx context.Context, what listed) ([]place, error) {
 			FROM `+r.table("outbox")+`
 			WHERE `+what.where+`
 			ORDER BY seq
-			LIMIT `+strconv.Itoa(listMax), what.args...)
+			LIMIT `+strconv.Itoa(r.listMax), what.args...)
 		if err != nil {
 			return fmt.Errorf("list messages: %w", err)
 		}
