@@ -57,8 +57,8 @@ func (c *chaos) relayUntilKilled(ctx context.Context, random *rand.Rand) {
 			c.t.Error(err)
 		}
 		stop()
+		d.bury()
 		d.pool.Close()
-		d.forget()
 	}
 }
 
@@ -160,7 +160,13 @@ func (d *doomed) forget() {
 	d.unsaved = 0
 }
 
-type statement struct{}
+// bury ends a relay that has returned: it cannot die any more.
+func (d *doomed) bury() {
+	d.forget()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dead = true
+}
 
 // TraceQueryStart is pgx.QueryTracer.
 func (d *doomed) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {

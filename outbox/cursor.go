@@ -46,7 +46,7 @@ func (t *term) checkpoint(ctx context.Context, aside []parkedRow) error {
 	save := func() error { return t.saveCursor(ctx, t.r.pool) }
 	if len(aside) > 0 {
 		save = func() error {
-			return pgx.BeginFunc(ctx, t.r.pool, func(tx pgx.Tx) error {
+			return t.r.transact(ctx, func(tx pgx.Tx) error {
 				if err := t.saveCursor(ctx, tx); err != nil {
 					return err
 				}

@@ -52,7 +52,7 @@ func (r *Relay) identify(ctx context.Context, l *lease) error {
 		return nil
 	}
 	r.log.WarnContext(ctx, "outbox comes from another server, its transaction ids mean nothing here: rebasing")
-	if err := pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	if err := r.transact(ctx, func(tx pgx.Tx) error {
 		return r.rebase(ctx, tx, l)
 	}); err != nil {
 		return fmt.Errorf("rebase outbox: %w", err)

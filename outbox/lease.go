@@ -59,7 +59,7 @@ func (r *Relay) enroll(ctx context.Context) error {
 	if known {
 		return nil
 	}
-	return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+	return r.transact(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `
 			INSERT INTO `+r.table("outbox_lease")+` (relay) VALUES ($1)
 			ON CONFLICT DO NOTHING`, r.opts.Name); err != nil {
@@ -151,3 +151,16 @@ func (r *Relay) release(ctx context.Context, l *lease) {
 }
 
 func (r *Relay) table(name string) string { return qualified(r.opts.Schema, name) }
+
+// transact runs do in a transaction whose statements each see what is committed by then.
+//
+// A relay that is paused or cut off in it keeps its locks: on the lease, which its successor needs, or on a leaf, which
+// every poll reads. Postgres ends a transaction in which it has heard nothing for as long as the shortest lease.
+func (r *Relay) transact(ctx context.Context, do func(tx pgx.Tx) error) error {
+	return pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = '1s'`); err != nil {
+			return fmt.Errorf("bound the silence in a transaction: %w", err)
+		}
+		return do(tx)
+	})
+}

@@ -56,7 +56,7 @@ func (r *Relay) truncate(ctx context.Context, slot int) (bool, error) {
 		return false, nil
 	}
 	done := false
-	err := pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	err := r.transact(ctx, func(tx pgx.Tx) error {
 		// First the lock, without waiting: a waiting one would stall the polls behind it. Then, in a statement of its
 		// own, the check: one that is older than the lock does not see what a writer committed in between.
 		if _, err := tx.Exec(ctx, `LOCK TABLE `+leaf+` IN ACCESS EXCLUSIVE MODE NOWAIT`); err != nil {

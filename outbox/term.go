@@ -213,7 +213,7 @@ func (t *term) tidy(ctx context.Context) error {
 
 // fenced runs do in a transaction that commits only if t still leads.
 func (t *term) fenced(ctx context.Context, do func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, t.r.pool, func(tx pgx.Tx) error {
+	return t.r.transact(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			SELECT 1 FROM `+t.r.table("outbox_lease")+`
 			WHERE relay = $1 AND epoch = $2
