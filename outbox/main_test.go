@@ -65,7 +65,9 @@ func start(
 	if opts.Lease == 0 {
 		opts.Lease = time.Minute
 	}
-	opts.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
 	relay, err := outbox.NewRelay(pool, publisher, opts)
 	if err != nil {
 		t.Fatalf("NewRelay: %v", err)

@@ -4,19 +4,25 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	_ "github.com/jackc/pgx/v5/stdlib" // database/sql's driver "pgx", for goose
 	"github.com/pressly/goose/v3"
+	sdk "go.opentelemetry.io/otel/sdk/metric"
 
 	"github.com/orderflow-dev/orderflow/internal/localpg"
 	"github.com/orderflow-dev/orderflow/outbox"
@@ -27,30 +33,50 @@ import (
 type ownServer struct {
 	*localpg.Server
 	opts localpg.Options
-	used sync.RWMutex // read-locked by who uses a pooled connection
 }
 
-func newServer(t *testing.T) *ownServer {
+func newServer(t *testing.T, change ...func(*localpg.Options)) *ownServer {
 	t.Helper()
-	dir := t.TempDir()
-	for up := dir; up != os.TempDir() && up != "/"; up = filepath.Dir(up) {
-		if err := os.Chmod(up, 0o755); err != nil { // the server may run as another user
-			t.Fatal(err)
-		}
-	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &ownServer{opts: localpg.Options{
-		DataDir: filepath.Join(dir, "postgres"),
+	opts := localpg.Options{
+		DataDir: serverDir(t),
 		NoFsync: true,
 		Auth:    "md5",
 		// The servers that pgtest starts come from there too.
 		InitCache: filepath.Join(cache, "orderflow", "pgtest"),
-		// The WAL writer far behind: what no commit has flushed is lost in a crash.
-		Parameters: map[string]string{"wal_writer_delay": "10s", "shared_buffers": "16MB"},
-	}}
+		Parameters: map[string]string{
+			"shared_buffers":            "16MB",
+			"max_prepared_transactions": "5",
+			// The WAL writer far behind, and nothing that wakes it: what no commit has flushed is lost in a crash.
+			"wal_writer_delay": "10s",
+			"wal_level":        "minimal",
+			"max_wal_senders":  "0",
+		},
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	return startServer(t, opts)
+}
+
+// serverDir is a folder for a server's data, which may run as another user.
+func serverDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for up := dir; up != os.TempDir() && up != "/"; up = filepath.Dir(up) {
+		if err := os.Chmod(up, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "postgres")
+}
+
+func startServer(t *testing.T, opts localpg.Options) *ownServer {
+	t.Helper()
+	s := &ownServer{opts: opts}
 	s.start(t)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 10*time.Second)
@@ -71,39 +97,71 @@ func (s *ownServer) start(t *testing.T) {
 	s.opts.Port = s.Port()
 }
 
-// crash ends the server as a crash does, while no pooled connection is used, and starts it again.
+func (s *ownServer) stop(t *testing.T) {
+	t.Helper()
+	if err := s.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// crash ends the server as a crash does.
 func (s *ownServer) crash(t *testing.T) {
 	t.Helper()
-	s.used.Lock()
-	defer s.used.Unlock()
 	if err := syscall.Kill(s.PID(), syscall.SIGQUIT); err != nil {
 		t.Fatal(err)
 	}
 	<-s.Exited()
-	if err := s.Stop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s.start(t)
+	s.stop(t)
 }
 
-// pooled is a pool that hides a crash from its user, as PgBouncer can: it tries a connection before it hands it out, and
-// makes its user wait until the server is back.
-func (s *ownServer) pooled(t *testing.T) *pgxpool.Pool {
+// copyData copies the data of a server that is stopped.
+func (s *ownServer) copyData(t *testing.T) localpg.Options {
 	t.Helper()
-	config, err := pgxpool.ParseConfig(s.URL("postgres"))
+	opts := s.opts
+	opts.DataDir, opts.Port = serverDir(t), 0
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", s.opts.DataDir, opts.DataDir).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v: %s", err, out)
+	}
+	return opts
+}
+
+// front stands between pools and a server and hides from them what becomes of it, as PgBouncer can: a connection is tried
+// before it is handed out, and while the server is in trouble everybody waits.
+type front struct {
+	server *ownServer
+	used   sync.RWMutex // read-locked by who uses a connection
+}
+
+// change has trouble come over the server while nobody uses a connection. It returns the server to go on with.
+func (f *front) change(trouble func(*ownServer) *ownServer) {
+	f.used.Lock()
+	defer f.used.Unlock()
+	f.server = trouble(f.server)
+}
+
+// pool connects with the name and password in url, to whichever server is behind f.
+func (f *front) pool(t *testing.T, url string) *pgxpool.Pool {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		t.Fatal(err)
 	}
+	config.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
+		f.used.RLock()
+		defer f.used.RUnlock()
+		conn.Port = uint16(f.server.Port())
+		return nil
+	}
 	config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
-		s.used.RLock()
-		alive := conn.Ping(ctx) == nil
+		f.used.RLock()
+		alive := int(conn.Config().Port) == f.server.Port() && conn.Ping(ctx) == nil
 		if !alive {
-			s.used.RUnlock()
+			f.used.RUnlock()
 		}
 		return alive, nil
 	}
 	config.AfterRelease = func(*pgx.Conn) bool {
-		s.used.RUnlock()
+		f.used.RUnlock()
 		return true
 	}
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
@@ -114,16 +172,17 @@ func (s *ownServer) pooled(t *testing.T) *pgxpool.Pool {
 	return pool
 }
 
-func (s *ownServer) migrate(t *testing.T, pool *pgxpool.Pool) {
+// migrate makes the outbox in schema orders of the server's database postgres.
+func (s *ownServer) migrate(t *testing.T) {
 	t.Helper()
-	if _, err := pool.Exec(t.Context(), `CREATE SCHEMA orders`); err != nil {
-		t.Fatal(err)
-	}
 	db, err := sql.Open("pgx", s.URL("postgres")+"&search_path=orders")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = db.Close() }()
+	if _, err := db.ExecContext(t.Context(), `CREATE SCHEMA orders`); err != nil {
+		t.Fatal(err)
+	}
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, outbox.Migrations(), goose.WithDisableGlobalRegistry(true))
 	if err != nil {
 		t.Fatal(err)
@@ -143,52 +202,217 @@ func burn(t *testing.T, pool *pgxpool.Pool, n int) {
 	}
 }
 
-// After a crash Postgres gives the ids of lost transactions out again. A relay that kept its snapshot in memory would
-// take the new transactions for old ones.
-func TestCrashOfPostgresBehindAPoolerLosesNothing(t *testing.T) {
-	t.Parallel()
-	server := newServer(t)
-	writer, pool := server.pooled(t), server.pooled(t)
-	server.migrate(t, writer)
-	broker := &outboxtest.Broker{}
-	// No renewal and no tidying: nothing may flush what the crash is to lose.
-	relay, _ := start(t, pool, broker, outbox.RelayOptions{Lease: time.Minute},
-		func(r *outbox.Relay) { r.SetTidyEvery(time.Hour) })
-	write(t, writer, message("orders", "a", 0))
-	waitFor(t, broker, 1)
-	eventually(t, func() error { return backlogIs(t, writer, 0) })
+// watched is a relay whose log and counters a test reads.
+type watched struct {
+	relay  *outbox.Relay
+	pool   *pgxpool.Pool
+	log    logged
+	reader *sdk.ManualReader
+}
 
-	// Idle: the relay's memory is ahead of its durable cursor.
+// logged keeps what is logged.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+// since returns what was logged after the first n bytes.
+func (l *logged) since(n int) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()[n:]
+}
+
+// startWatched runs a relay that renews and tidies nothing by itself: nothing may flush what a crash is to lose.
+func startWatched(t *testing.T, pool *pgxpool.Pool, publisher outbox.Publisher) *watched {
+	t.Helper()
+	w := &watched{pool: pool, reader: sdk.NewManualReader()}
+	w.relay, _ = start(t, pool, publisher, outbox.RelayOptions{
+		Log:   slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), &w.log), nil)),
+		Meter: sdk.NewMeterProvider(sdk.WithReader(w.reader)).Meter("outbox"),
+	}, func(r *outbox.Relay) { r.SetTidyEvery(time.Hour) })
+	return w
+}
+
+// count returns what a counter of the relay shows.
+func (w *watched) count(t *testing.T, name string) float64 {
+	t.Helper()
+	counts, err := collect(t, w.reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counts[name]
+}
+
+// rememberMore brings the snapshot in the relay's memory ahead of the durable one, and returns a snapshot in between.
+func (w *watched) rememberMore(t *testing.T, writer *pgxpool.Pool) (snapshot string) {
+	t.Helper()
 	burn(t, writer, 300)
-	polled := pool.Stat().AcquireCount() + 5
+	if err := writer.QueryRow(t.Context(), `SELECT pg_current_snapshot()::text`).Scan(&snapshot); err != nil {
+		t.Fatal(err)
+	}
+	polled := w.pool.Stat().AcquireCount() + 8
 	eventually(t, func() error {
-		relay.Kick()
-		if n := pool.Stat().AcquireCount(); n < polled {
+		w.relay.Kick()
+		if n := w.pool.Stat().AcquireCount(); n < polled {
 			return fmt.Errorf("%d polls, want %d", n, polled)
 		}
 		return nil
 	})
-	var before string
-	if err := writer.QueryRow(t.Context(), `SELECT pg_current_snapshot()::text`).Scan(&before); err != nil {
-		t.Fatal(err)
+	return snapshot
+}
+
+// Each kind of trouble is noticed although every connection seems to live on. What a relay has in memory then means
+// nothing: after a crash, and in an older copy, Postgres gives the ids of lost transactions out again, and a snapshot
+// from before takes the new ones for old ones.
+func TestTroubleOfPostgresBehindAPoolerLosesNothing(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		// prepare may use the server before the relay's memory is ahead, and returns the trouble.
+		prepare func(*testing.T, *front) func(*ownServer) *ownServer
+		reused  bool // transaction ids are given out twice
+	}{
+		{"a crash of the whole server", crashed, true},
+		{"a crash of one backend", backendKilled, true},
+		{"a clean restart", restarted, false},
+		{"an older copy of its files, elsewhere", copied, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			behind := &front{server: newServer(t)}
+			behind.server.migrate(t)
+			url := behind.server.URL("postgres")
+			writer, broker := behind.pool(t, url), &outboxtest.Broker{}
+			relay := startWatched(t, behind.pool(t, url), broker)
+			write(t, writer, message("orders", "a", 0))
+			waitFor(t, broker, 1)
+			eventually(t, func() error { return backlogIs(t, writer, 0) })
+			trouble := tt.prepare(t, behind)
+
+			before := relay.rememberMore(t, writer)
+			said, restarts := len(relay.log.since(0)), relay.count(t, "outbox.restarts")
+			behind.change(trouble)
+			for n := 1; n <= 100; n++ {
+				write(t, writer, message("orders", "a", n))
+			}
+			eachOnceInOrder(t, waitFor(t, broker, 101), "a", 101)
+			relay.noticed(t, said, restarts)
+			if tt.reused {
+				idsWereReused(t, writer, before)
+			}
+		})
 	}
-	server.crash(t)
-	for n := 1; n <= 100; n++ {
-		write(t, writer, message("orders", "a", n))
+}
+
+func crashed(t *testing.T, _ *front) func(*ownServer) *ownServer {
+	return func(s *ownServer) *ownServer {
+		s.crash(t)
+		s.start(t)
+		return s
 	}
-	for n, value := range values(waitFor(t, broker, 101), "a") {
-		if want := fmt.Sprintf(`{"n":%d}`, n); value != want {
-			t.Fatalf("record %d is %s, want %s: each message once, in order", n, value, want)
+}
+
+// backendKilled is what the kernel does when memory is short. The postmaster lives on, and so does its start time.
+func backendKilled(t *testing.T, _ *front) func(*ownServer) *ownServer {
+	return func(s *ownServer) *ownServer {
+		victim, err := pgx.Connect(t.Context(), s.URL("postgres"))
+		if err != nil {
+			t.Fatal(err)
 		}
+		if err := syscall.Kill(int(victim.PgConn().PID()), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() error { // the postmaster ends all others, then recovers
+			if victim.Ping(t.Context()) == nil {
+				return errors.New("the killed backend answers")
+			}
+			conn, err := pgx.Connect(t.Context(), s.URL("postgres"))
+			if err != nil {
+				return err
+			}
+			var recovered bool // until then it may be the crash that is still to be noticed
+			err = conn.QueryRow(t.Context(), `SELECT NOT EXISTS (SELECT FROM orders.outbox_crash)`).Scan(&recovered)
+			if err == nil && !recovered {
+				err = errors.New("postgres has not recovered yet")
+			}
+			return errors.Join(err, conn.Close(t.Context()))
+		})
+		return s
 	}
+}
+
+func restarted(t *testing.T, _ *front) func(*ownServer) *ownServer {
+	return func(s *ownServer) *ownServer {
+		s.stop(t)
+		s.start(t)
+		return s
+	}
+}
+
+// copied copies the files of the stopped server, and lets the copy take over when the server has gone on for a while.
+func copied(t *testing.T, behind *front) func(*ownServer) *ownServer {
+	var older localpg.Options
+	behind.change(func(s *ownServer) *ownServer {
+		s.stop(t)
+		older = s.copyData(t)
+		s.start(t)
+		return s
+	})
+	return func(s *ownServer) *ownServer {
+		s.stop(t)
+		return startServer(t, older)
+	}
+}
+
+// noticed fails the test unless the relay has dropped its memory since, and has said why.
+func (w *watched) noticed(t *testing.T, said int, restarts float64) {
+	t.Helper()
+	const why = "postgres was restarted, crashed, promoted or replaced"
+	if log := w.log.since(said); !strings.Contains(log, why) {
+		t.Errorf("the relay has logged %q, want it to say %q", log, why)
+	}
+	if now := w.count(t, "outbox.restarts"); now <= restarts {
+		t.Errorf("outbox.restarts is %v as before", now)
+	}
+}
+
+// idsWereReused fails the test if no message has a transaction id that was given out before.
+func idsWereReused(t *testing.T, pool *pgxpool.Pool, before string) {
+	t.Helper()
 	var hidden int
-	if err := writer.QueryRow(t.Context(), `
+	if err := pool.QueryRow(t.Context(), `
 		SELECT count(*) FROM orders.outbox
 		WHERE payload <> '{"n":0}' AND pg_visible_in_snapshot(txid, $1::text::pg_snapshot)`, before).Scan(&hidden); err != nil {
 		t.Fatal(err)
 	}
 	if hidden == 0 {
-		t.Error("the snapshot from before the crash hides nothing: no transaction id was lost, so this proves nothing")
+		t.Error("the snapshot from before hides nothing: no transaction id was given out twice, so this proves nothing")
+	}
+}
+
+// eachOnceInOrder checks that the messages 0 to n-1 of a key, and no others, first appear in this order.
+func eachOnceInOrder(t *testing.T, records []outbox.Record, key string, n int) {
+	t.Helper()
+	seen, next := map[uuid.UUID]bool{}, 0
+	for _, r := range records {
+		if r.Key != key || seen[r.ID] {
+			continue
+		}
+		seen[r.ID] = true
+		if want := fmt.Sprintf(`{"n":%d}`, next); string(r.Value) != want {
+			t.Fatalf("message %d of key %s is %s, want %s", next, key, r.Value, want)
+		}
+		next++
+	}
+	if next != n {
+		t.Fatalf("%d messages of key %s, want %d", next, key, n)
 	}
 }
 
@@ -229,40 +453,6 @@ func backlogIs(t *testing.T, pool *pgxpool.Pool, want int64) error {
 	return err
 }
 
-// F30: the ids of the old server mean nothing in the new one, and most lie in its future.
-func TestRestoreIntoAnotherServerLosesNothing(t *testing.T) {
-	t.Parallel()
-	old, before := newOutbox(t), &outboxtest.Broker{}
-	burn(t, old.Pool, 3000)
-	_, stop := start(t, old.Pool, before, outbox.RelayOptions{})
-	for n := range 30 {
-		write(t, old.Pool, message("orders", "a", n))
-	}
-	waitFor(t, before, 30)
-	stop()
-	for n := 30; n < 40; n++ {
-		write(t, old.Pool, message("orders", "a", n))
-	}
-
-	restored := newServer(t)
-	restore(t, old.URL, restored)
-	to, after := restored.pooled(t), &outboxtest.Broker{}
-	// Servers copied from one folder have one identifier. What differs is what matters: the transaction ids.
-	if _, err := to.Exec(t.Context(), `UPDATE orders.outbox_identity SET system_identifier = 1`); err != nil {
-		t.Fatal(err)
-	}
-	start(t, to, after, outbox.RelayOptions{})
-	for n := 40; n < 50; n++ {
-		write(t, to, message("orders", "a", n))
-	}
-	records := waitFor(t, after, 20)
-	for i, r := range records {
-		if want := fmt.Sprintf(`{"n":%d}`, 30+i); string(r.Value) != want {
-			t.Fatalf("record %d after the restore is %s, want %s: each once, in order", i, r.Value, want)
-		}
-	}
-}
-
 func TestRestoreWithoutItsSequenceIsRefused(t *testing.T) {
 	t.Parallel()
 	db, broker := newOutbox(t), &outboxtest.Broker{}
@@ -293,34 +483,4 @@ func TestRestoreWithoutItsSequenceIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, broker, 2)
-}
-
-// restore is pg_dump | psql.
-func restore(t *testing.T, from string, to *ownServer) {
-	t.Helper()
-	binaries, err := localpg.Find(t.Context(), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var dump, said bytes.Buffer
-	pgDump := exec.CommandContext(t.Context(), filepath.Join(binaries.Dir, "pg_dump"), from)
-	pgDump.Stdout, pgDump.Stderr = &dump, &said
-	if err := pgDump.Run(); err != nil {
-		t.Fatalf("pg_dump: %v: %s", err, said.String())
-	}
-	psql := exec.CommandContext(t.Context(), filepath.Join(binaries.Dir, "psql"),
-		"--quiet", "--set=ON_ERROR_STOP=1", "--dbname="+to.URL("postgres"))
-	psql.Stdin, psql.Stderr = &dump, &said
-	if err := psql.Run(); err != nil {
-		t.Fatalf("psql: %v: %s", err, said.String())
-	}
-	var rows int
-	conn, err := pgx.Connect(t.Context(), to.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(t.Context()) }()
-	if err := conn.QueryRow(t.Context(), `SELECT count(*) FROM orders.outbox`).Scan(&rows); err != nil || rows == 0 {
-		t.Fatalf("%d rows restored (%v)", rows, err)
-	}
 }
