@@ -128,17 +128,18 @@ func (r *Relay) lockLeases(ctx context.Context, tx pgx.Tx, l *lease) error {
 }
 
 // checkSequence refuses an outbox whose sequence was not restored with its rows: new messages of a key would get
-// smaller numbers than its old ones.
+// smaller numbers than its old ones, or such as count as published.
 func (r *Relay) checkSequence(ctx context.Context, tx pgx.Tx) error {
 	var last, highest int64
 	err := tx.QueryRow(ctx, `
-		SELECT s.last_value, (SELECT coalesce(max(seq), 0) FROM `+r.table("outbox")+`)
+		SELECT s.last_value, greatest(0, (SELECT max(seq) FROM `+r.table("outbox")+`),
+			(SELECT max(hi_seq) FROM `+r.table("outbox_cursor")+`))
 		FROM `+r.table("outbox_seq_seq")+` s`).Scan(&last, &highest)
 	if err != nil {
 		return fmt.Errorf("read the sequence of the outbox: %w", err)
 	}
 	if last < highest {
-		return fmt.Errorf("the sequence of the outbox is at %d, below its highest row %d: set it with "+
+		return fmt.Errorf("the sequence of the outbox is at %d, below the %d that was given out: set it with "+
 			"SELECT setval('outbox_seq_seq', %d)", last, highest, highest)
 	}
 	return nil
