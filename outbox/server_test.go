@@ -374,7 +374,7 @@ func copied(t *testing.T, behind *front) func(*ownServer) *ownServer {
 // noticed fails the test unless the relay has dropped its memory since, and has said why.
 func (w *watched) noticed(t *testing.T, said int, restarts float64) {
 	t.Helper()
-	const why = "postgres was restarted, crashed, promoted or replaced"
+	const why = "the lease or the server has changed"
 	if log := w.log.since(said); !strings.Contains(log, why) {
 		t.Errorf("the relay has logged %q, want it to say %q", log, why)
 	}
