@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
@@ -19,7 +20,16 @@ import (
 	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
 )
 
-func TestMain(m *testing.M) { pgtest.Main(m) }
+func TestMain(m *testing.M) {
+	if settings := os.Getenv(processVariable); settings != "" {
+		if err := relayProcess(settings); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	pgtest.Main(m)
+}
 
 // schema of the outbox in tests: not on the search_path, so that an unqualified name is noticed.
 const schema = "orders"
