@@ -130,6 +130,114 @@ func TestKafkaTopicLimitParksTheCulpritAndFailsNoInnocent(t *testing.T) {
 	})
 }
 
+// What Write takes, its topic takes: the limit leaves room for what the relay and Kafka add.
+func TestKafkaTakesTheLargestMessageThatWriteTakes(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t, "orders")
+	broker.Create(t, 1, map[string]string{"max.message.bytes": "20000"}, "small")
+	db := newOutbox(t)
+	for topic, limit := range map[string]int{"orders": outbox.DefaultMaxBytes, "small": 20_000} {
+		w := outbox.Writer{Schema: schema, MaxBytes: limit}
+		m := message(topic, "a", 1)
+		for m.Payload = []byte(incompressible(limit)); ; m.Payload = m.Payload[:len(m.Payload)-1] {
+			err := pgx.BeginFunc(t.Context(), db.Pool, func(tx pgx.Tx) error { return w.Write(t.Context(), tx, m) })
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, outbox.ErrTooLarge) || !strings.Contains(err.Error(), fmt.Sprint("limit ", limit)) {
+				t.Fatalf("Write of %d bytes = %v, want ErrTooLarge with the limit", len(m.Payload), err)
+			}
+		}
+		if len(m.Payload) < limit-1000 {
+			t.Errorf("%s: the largest payload is %d, want nearly %d", topic, len(m.Payload), limit)
+		}
+	}
+	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{Source: "/" + strings.Repeat("x", 119)})
+	for _, topic := range []string{"orders", "small"} {
+		if n := len(firsts(published(t, db, broker, topic))); n != 1 {
+			t.Errorf("%s has %d messages, want the largest", topic, n)
+		}
+	}
+}
+
+// F9 to its end: what a topic's limit has parked goes on in its order once the limit is mended or the message given up,
+// and a replay sends nothing that was given up.
+func TestKafkaParkedKeysGoOnInOrder(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t)
+	broker.Create(t, 1, map[string]string{"max.message.bytes": "3000"}, "orders")
+	db := newOutbox(t)
+	var batch []outbox.Message
+	for n := range 4 {
+		for _, key := range []string{"released", "discarded", "good"} {
+			m := message("orders", key, n)
+			if n == 1 && key != "good" {
+				m.Payload = []byte(incompressible(4000))
+			}
+			batch = append(batch, m)
+		}
+	}
+	write(t, db.Pool, batch...)
+	start(t, db.Pool, newKafka(t, broker), outbox.RelayOptions{})
+	var parked []outbox.Parked
+	eventually(t, func() (err error) {
+		if parked, err = outbox.ListParked(t.Context(), db.Pool, schema); err == nil && len(parked) != 6 {
+			err = fmt.Errorf("%d messages are parked, want 3 of each key with a large one", len(parked))
+		}
+		return err
+	})
+	if parked[0].Key != "discarded" || parked[0].Error == "" {
+		t.Fatalf("first of the parked is %+v, want the large one of key discarded", parked[0])
+	}
+	if err := outbox.Discard(t.Context(), db.Pool, schema, parked[0].ID, "ada", "too large for anybody"); err != nil {
+		t.Fatal(err)
+	}
+	limit := "100000"
+	answers, err := kadm.NewClient(broker.Client(t)).AlterTopicConfigs(t.Context(),
+		[]kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &limit}}, "orders")
+	if err != nil || answers[0].Err != nil {
+		t.Fatalf("raise the topic's limit: %v, %+v", err, answers)
+	}
+	for _, key := range []string{"released", "discarded"} {
+		if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, func() error {
+		left, err := outbox.ListParked(t.Context(), db.Pool, schema)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("%d messages are still parked", len(left))
+		}
+		return err
+	})
+	number, err := outbox.Replay(t.Context(), db.Pool, schema, outbox.ReplayOptions{Since: time.Now().Add(-time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		messages, done, err := outbox.ReplayDone(t.Context(), db.Pool, schema, number)
+		if err == nil && (!done || messages != 11) {
+			err = fmt.Errorf("replay: %d messages, done %v, want all but the one that was discarded", messages, done)
+		}
+		return err
+	})
+	records := published(t, db, broker, "orders")
+	if len(records) != 22 {
+		t.Errorf("%d records, want each of the 11 messages and its replay", len(records))
+	}
+	got := map[string]string{}
+	for _, r := range records {
+		got[string(r.Key)] += string(r.Value[:min(len(r.Value), 7)])
+	}
+	large := incompressible(7)
+	for key, second := range map[string]string{"released": large, "discarded": "", "good": `{"n":1}`} {
+		once := `{"n":0}` + second + `{"n":2}{"n":3}`
+		if got[key] != once+once {
+			t.Errorf("key %s: %s, want %s twice", key, got[key], once)
+		}
+	}
+}
+
 // A record above the producer's own limit is refused before it is sent, when later ones of its key may be on their way.
 func TestKafkaRecordAboveTheBatchLimitIsNotOvertaken(t *testing.T) {
 	t.Parallel()

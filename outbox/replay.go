@@ -21,8 +21,8 @@ type ReplayOptions struct {
 }
 
 // Replay orders the leader to publish again what it has published and the ring still holds, with the same ids and in
-// the same order, before anything new. Consumers drop what they have. Use it when a topic has lost its end. It returns
-// the order's number for [ReplayDone].
+// the same order, before anything new. Messages that were discarded stay so. Consumers drop what they have. Use it when
+// a topic has lost its end. It returns the order's number for [ReplayDone].
 func Replay(ctx context.Context, pool *pgxpool.Pool, schema string, opts ReplayOptions) (int64, error) {
 	if opts.Since.IsZero() {
 		return 0, errors.New("replay: since is required")
@@ -88,8 +88,12 @@ func (t *term) replay(ctx context.Context, order replayOrder) error {
 	for {
 		places, err := t.r.list(ctx, listed{
 			where: `created_at >= $1::timestamptz AND ($2::text IS NULL OR topic = $2) AND ($3::text IS NULL OR key = $3)
-				AND pg_visible_in_snapshot(txid, $4::text::pg_snapshot) AND seq > $5`,
-			args: []any{order.Since, order.Topic, order.Key, t.at.prev, after},
+				AND pg_visible_in_snapshot(txid, $4::text::pg_snapshot) AND seq > $5
+				AND NOT EXISTS (
+					SELECT FROM ` + t.r.table("outbox_parked") + ` p
+					WHERE p.relay = $6 AND p.seq = outbox.seq AND p.state = 'discarded'
+				)`,
+			args: []any{order.Since, order.Topic, order.Key, t.at.prev, after, t.r.opts.Name},
 		})
 		if err != nil {
 			return err
