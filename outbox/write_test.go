@@ -3,12 +3,15 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/orderflow-dev/orderflow/outbox"
@@ -176,6 +179,91 @@ func TestWritersOfManyKeysDoNotDeadlock(t *testing.T) {
 	}
 }
 
+func TestWriteIsOneStatementHoweverManyMessages(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	var statements []string
+	pool := tracedPool(t, db, traced{begins: func(sql string) { statements = append(statements, sql) }})
+	var batch []outbox.Message
+	for n := range 100 {
+		batch = append(batch, message("orders", fmt.Sprint("user-", n%10), n))
+	}
+	write(t, pool, batch...)
+	if len(statements) != 3 || !strings.Contains(statements[1], "pg_advisory_xact_lock") || !strings.Contains(statements[1], "INSERT") {
+		t.Errorf("Write of 100 messages in a transaction is %d statements, want begin, one with lock and INSERT, commit:\n%s",
+			len(statements), strings.Join(statements, "\n"))
+	}
+	if n := rowsInAll(t, db.Pool); n != 100 {
+		t.Errorf("%d rows, want 100", n)
+	}
+}
+
+func rowsInAll(t *testing.T, pool *pgxpool.Pool) (rows int) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM orders.outbox`).Scan(&rows); err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+// Writers with crossed keys deadlock unless everybody locks them in one order, which is not the order of the messages.
+func TestWriteLocksItsKeysInOneOrder(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	var batch []outbox.Message
+	var keys []string
+	for n := range 40 {
+		keys = append(keys, fmt.Sprint("user-", n))
+		batch = append(batch, message("orders", keys[n], 0))
+	}
+	rows, _ := db.Pool.Query(t.Context(), `
+		SELECT hashtextextended(key, 'orders.outbox'::regclass::oid::bigint) AS hash
+		FROM unnest($1::text[]) AS key
+		ORDER BY hash`, keys)
+	hashes, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		t.Fatal(err)
+	}
+	const taken = 17
+	other, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, hashes[taken]); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() {
+		written <- pgx.BeginFunc(context.WithoutCancel(t.Context()), db.Pool, func(tx pgx.Tx) error {
+			return outbox.Writer{Schema: schema}.Write(t.Context(), tx, batch...)
+		})
+	}()
+	var held []int64
+	eventually(t, func() error {
+		rows, _ := db.Pool.Query(t.Context(), `
+			SELECT (l.classid::bigint << 32) | l.objid::bigint AS hash
+			FROM pg_locks w
+			JOIN pg_locks l ON l.pid = w.pid AND l.locktype = 'advisory' AND l.granted
+			WHERE w.locktype = 'advisory' AND NOT w.granted
+				AND w.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			ORDER BY hash`)
+		var err error
+		if held, err = pgx.CollectRows(rows, pgx.RowTo[int64]); err == nil && len(held) == 0 {
+			err = errors.New("the writer does not wait for the key that is taken, with others that it holds")
+		}
+		return err
+	})
+	if !slices.Equal(held, hashes[:taken]) {
+		t.Errorf("a writer that waits for key %d of 40 holds %d locks, want those before it", taken, len(held))
+	}
+	if err := other.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestWriterRoleMayOnlyInsertMessages(t *testing.T) {
 	t.Parallel()
 	db, broker := newOutbox(t), &outboxtest.Broker{}
@@ -199,6 +287,15 @@ func TestWriterRoleMayOnlyInsertMessages(t *testing.T) {
 		`INSERT INTO orders.outbox_1 ` + insert,
 		`SELECT * FROM orders.outbox_poll('3:3:')`,
 		`UPDATE orders.outbox_lease SET epoch = 0`,
+		`INSERT INTO orders.outbox ` + and("created_at", "now()"),
+		`INSERT INTO orders.outbox ` + insert + ` RETURNING seq`,
+		`DELETE FROM orders.outbox_1`,
+		`TRUNCATE orders.outbox_1`,
+		`UPDATE orders.outbox SET txid = '3'`,
+		`DO $$ BEGIN LOCK TABLE orders.outbox IN ACCESS EXCLUSIVE MODE; END $$`,
+		`SELECT nextval('orders.outbox_seq_seq')`,
+		`SELECT setval('orders.outbox_seq_seq', 1)`,
+		`SELECT orders.outbox_grant(NULL, current_user)`,
 	} {
 		_, err := writer.pool.Exec(t.Context(), forbidden)
 		var refused *pgconn.PgError
