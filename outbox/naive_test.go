@@ -181,15 +181,15 @@ func checkpointFirst(x *trial) {
 // memoryOverCrash is the snapshot diff without its caution: as [outbox.Relay] polls, but sure that the server behind its
 // pool is still the one that it took the snapshot from.
 func memoryOverCrash(x *trial) {
-	server := newServer(x.t)
-	x.pool = server.pooled(x.t)
-	server.migrate(x.t, x.pool)
+	behind := &front{server: newServer(x.t)}
+	behind.server.migrate(x.t)
+	x.pool = behind.pool(x.t, behind.server.URL("postgres"))
 	burn(x.t, x.pool, 300) // ids that no record of the WAL mentions
 	var prev string
 	if err := x.pool.QueryRow(x.t.Context(), `SELECT pg_current_snapshot()::text`).Scan(&prev); err != nil {
 		x.t.Fatal(err)
 	}
-	server.crash(x.t)
+	behind.change(crashed(x.t, behind))
 	tx := x.begin()
 	x.commit(tx, x.write(tx, "a"))
 	x.publish(x.pool, `

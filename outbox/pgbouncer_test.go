@@ -208,7 +208,7 @@ func TestPgBouncerBetweenWritersAndRelaysThatFailOver(t *testing.T) {
 					}
 				})
 			}
-			leader := newMortalAt(t, pooler.url(mode))
+			leader := newMortalAt(t, pooler.url(mode), nil)
 			t.Cleanup(leader.Close)
 			start(t, leader.Pool, broker, outbox.RelayOptions{Lease: time.Second})
 			waitFor(t, broker, 20)
