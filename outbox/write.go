@@ -45,11 +45,35 @@ func (w Writer) Write(ctx context.Context, tx pgx.Tx, msgs ...Message) error {
 	if err != nil {
 		return fmt.Errorf("write to outbox: %w", err)
 	}
-	if _, err := tx.Exec(ctx, w.insert(),
-		rows.ids, rows.topics, rows.keys, rows.types, rows.contentTypes, rows.headers, rows.payloads); err != nil {
+	sql, args := w.insert(), []any{
+		rows.ids, rows.topics, rows.keys, rows.types, rows.contentTypes, rows.headers, rows.payloads,
+	}
+	if len(msgs) == 1 {
+		sql, args = w.insertOne(), []any{
+			rows.ids[0], rows.topics[0], rows.keys[0], rows.types[0], rows.contentTypes[0], rows.headers[0], rows.payloads[0],
+		}
+	}
+	if _, err := tx.Exec(ctx, sql, args...); err != nil {
 		return fmt.Errorf("write to outbox: %w", err)
 	}
 	return nil
+}
+
+// insertOne is insert for one message, which most Writes have: a tenth of a small transaction faster.
+func (w Writer) insertOne() string {
+	table := qualified(w.Schema, "outbox")
+	if w.NoKeyLock {
+		return `
+		INSERT INTO ` + table + ` (id, topic, key, type, content_type, headers, payload)
+		VALUES ($1::text::uuid, $2, $3, $4, $5, $6::text::jsonb, $7)`
+	}
+	return `
+		WITH locked AS MATERIALIZED (
+			SELECT pg_advisory_xact_lock(hashtextextended($3::text, '` + table + `'::regclass::oid::bigint))
+		)
+		INSERT INTO ` + table + ` (id, topic, key, type, content_type, headers, payload)
+		SELECT $1::text::uuid, $2, $3::text, $4, $5, $6::text::jsonb, $7
+		FROM locked`
 }
 
 // insert returns the statement that locks the keys and inserts the messages.

@@ -11,7 +11,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/orderflow-dev/orderflow/outbox"
@@ -109,20 +108,39 @@ func TestRecordCarriesTheMessageAsACloudEvent(t *testing.T) {
 
 func TestWriteHoldsTheKeyUntilCommit(t *testing.T) {
 	t.Parallel()
+	one, two := []outbox.Message{message("orders", "a", 2)}, []outbox.Message{message("orders", "a", 2), message("orders", "c", 2)}
+	for _, tt := range []struct {
+		name   string
+		holds  outbox.Message
+		writes []outbox.Message
+	}{
+		{"one message waits", message("orders", "a", 1), one},
+		{"one of several messages waits", message("orders", "a", 1), two},
+		{"whatever the topic", message("shipments", "a", 1), one},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			keyIsHeld(t, tt.holds, tt.writes)
+		})
+	}
+}
+
+// keyIsHeld checks that a transaction with later waits for one with earlier, which has its key.
+func keyIsHeld(t *testing.T, earlier outbox.Message, later []outbox.Message) {
 	db := newOutbox(t)
 	first, err := db.Pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := outbox.Writer{Schema: schema}
-	if err := w.Write(t.Context(), first, message("orders", "a", 1)); err != nil {
+	if err := w.Write(t.Context(), first, earlier); err != nil {
 		t.Fatal(err)
 	}
 	write(t, db.Pool, message("orders", "b", 1)) // another key goes ahead
 	second := make(chan error, 1)
 	go func() {
 		second <- pgx.BeginFunc(context.WithoutCancel(t.Context()), db.Pool, func(tx pgx.Tx) error {
-			return w.Write(t.Context(), tx, message("orders", "a", 2), message("orders", "c", 2))
+			return w.Write(t.Context(), tx, later...)
 		})
 	}()
 	eventually(t, func() error {
@@ -137,6 +155,7 @@ func TestWriteHoldsTheKeyUntilCommit(t *testing.T) {
 		}
 		return nil
 	})
+	write(t, db.Pool, message("orders", "b", 2)) // takes a number while the other one waits
 	if err := first.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +164,7 @@ func TestWriteHoldsTheKeyUntilCommit(t *testing.T) {
 	}
 	var inOrder bool
 	err = db.Pool.QueryRow(t.Context(), `
-		SELECT (SELECT seq FROM orders.outbox WHERE key = 'a' AND payload = '{"n":1}')
+		SELECT (SELECT seq FROM orders.outbox WHERE key = 'b' AND payload = '{"n":2}')
 			< (SELECT seq FROM orders.outbox WHERE key = 'a' AND payload = '{"n":2}')`).Scan(&inOrder)
 	if err != nil || !inOrder {
 		t.Errorf("the message that waited has the smaller seq (%v): it took its number before it had the key", err)
@@ -188,22 +207,19 @@ func TestWriteIsOneStatementHoweverManyMessages(t *testing.T) {
 	for n := range 100 {
 		batch = append(batch, message("orders", fmt.Sprint("user-", n%10), n))
 	}
-	write(t, pool, batch...)
-	if len(statements) != 3 || !strings.Contains(statements[1], "pg_advisory_xact_lock") || !strings.Contains(statements[1], "INSERT") {
-		t.Errorf("Write of 100 messages in a transaction is %d statements, want begin, one with lock and INSERT, commit:\n%s",
-			len(statements), strings.Join(statements, "\n"))
+	for rows, batch := range map[int][]outbox.Message{1: batch[:1], 100: batch} {
+		statements = nil
+		write(t, pool, batch...)
+		if len(statements) != 3 || !strings.Contains(statements[1], "pg_advisory_xact_lock") ||
+			!strings.Contains(statements[1], "INSERT") {
+			t.Errorf("Write of %d messages in a transaction is %d statements, want begin, one with lock and INSERT, commit:\n%s",
+				rows, len(statements), strings.Join(statements, "\n"))
+		}
 	}
-	if n := rowsInAll(t, db.Pool); n != 100 {
-		t.Errorf("%d rows, want 100", n)
+	var rows int
+	if err := db.Pool.QueryRow(t.Context(), `SELECT count(*) FROM orders.outbox`).Scan(&rows); err != nil || rows != 101 {
+		t.Errorf("%d rows (%v), want 101", rows, err)
 	}
-}
-
-func rowsInAll(t *testing.T, pool *pgxpool.Pool) (rows int) {
-	t.Helper()
-	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM orders.outbox`).Scan(&rows); err != nil {
-		t.Fatal(err)
-	}
-	return rows
 }
 
 // Writers with crossed keys deadlock unless everybody locks them in one order, which is not the order of the messages.
