@@ -129,6 +129,7 @@ func (t *term) publish(ctx context.Context, page []Record) ([]error, error) {
 		t.r.metrics.acked(ctx, now.Sub(page[i].CreatedAt))
 		if !t.replaying && !t.order.follows(&page[i]) {
 			t.r.metrics.violation(ctx)
+			t.disorder = disorder{t.disorder.messages + 1, page[i].ID}
 			t.r.log.ErrorContext(ctx, "message published behind a later one of its key: was it written without the key's lock?",
 				"topic", page[i].Topic, "message_id", page[i].ID)
 		}

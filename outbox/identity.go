@@ -81,7 +81,7 @@ func (r *Relay) rebase(ctx context.Context, tx pgx.Tx, l *lease) error {
 		return err
 	}
 	latest := `(
-		SELECT DISTINCT ON (relay) relay, prev, hi_seq
+		SELECT DISTINCT ON (relay) relay, prev, hi_seq, published_at
 		FROM ` + r.table("outbox_cursor") + `
 		ORDER BY relay, epoch DESC, n DESC
 	)`
@@ -91,8 +91,8 @@ func (r *Relay) rebase(ctx context.Context, tx pgx.Tx, l *lease) error {
 			SELECT FROM ` + latest + ` c
 			WHERE o.seq > c.hi_seq OR NOT pg_visible_in_snapshot(o.txid, c.prev)
 		) THEN pg_current_xact_id() ELSE '3'::xid8 END`,
-		`INSERT INTO ` + r.table("outbox_cursor") + ` (relay, epoch, n, prev, hi_seq)
-		SELECT l.relay, l.epoch + 1, 0, '` + snap + `', c.hi_seq
+		`INSERT INTO ` + r.table("outbox_cursor") + ` (relay, epoch, n, prev, hi_seq, published_at)
+		SELECT l.relay, l.epoch + 1, 0, '` + snap + `', c.hi_seq, c.published_at
 		FROM ` + r.table("outbox_lease") + ` l
 		JOIN ` + latest + ` c USING (relay)`,
 		`UPDATE ` + r.table("outbox_lease") + ` SET epoch = epoch + 1, holder = '', expires_at = '-infinity'`,

@@ -14,10 +14,11 @@ import (
 //	outbox.latency             from the write of a message to the broker's ack, seconds
 //	outbox.poll.duration       one poll, seconds
 //	outbox.oldest_unpublished  age of the oldest message that waits, seconds
-//	outbox.backlog             messages that wait, counted up to 100,000
+//	outbox.backlog             messages that wait, counted up to [BacklogLimit]
 //	outbox.parked_keys         keys that are parked
 //	outbox.epoch               epoch under which this process leads; 0 while it does not
 //	outbox.oldest_transaction  age of the oldest transaction open in the database, seconds
+//	outbox.oldest_transaction.pid  the process that has it open, for pg_terminate_backend; 0 if there is none
 //	outbox.keys_parked, outbox.fenced_writes, outbox.order_violations, outbox.restarts, outbox.rebases,
 //	outbox.leaves_truncated    how often that happened
 type metrics struct {
@@ -78,6 +79,7 @@ func (r *Relay) observe(meter metric.Meter, m metrics) (metric.Registration, err
 	backlog := gauge("outbox.backlog", "{message}", "Messages that wait, counted up to 100,000.")
 	parked := gauge("outbox.parked_keys", "{key}", "Keys that are parked.")
 	transaction := gauge("outbox.oldest_transaction", "s", "Age of the oldest transaction open in the database.")
+	pid := gauge("outbox.oldest_transaction.pid", "{pid}", "Postgres process of the oldest open transaction; 0 if there is none.")
 	epoch := gauge("outbox.epoch", "{epoch}", "Epoch under which this process leads; 0 while it does not.")
 	if err != nil {
 		return nil, err
@@ -85,13 +87,14 @@ func (r *Relay) observe(meter metric.Meter, m metrics) (metric.Registration, err
 	return meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		o.ObserveFloat64(epoch, float64(m.epoch.Load()), m.attrs)
 		if seen := r.seen.Load(); seen != nil {
-			o.ObserveFloat64(oldest, seen.oldest.Seconds(), m.attrs)
-			o.ObserveFloat64(backlog, float64(seen.backlog), m.attrs)
-			o.ObserveFloat64(parked, float64(seen.parkedKeys), m.attrs)
-			o.ObserveFloat64(transaction, seen.transaction.Seconds(), m.attrs)
+			o.ObserveFloat64(oldest, seen.relay.Oldest.Seconds(), m.attrs)
+			o.ObserveFloat64(backlog, float64(seen.relay.Backlog), m.attrs)
+			o.ObserveFloat64(parked, float64(seen.relay.ParkedKeys), m.attrs)
+			o.ObserveFloat64(transaction, seen.transaction.Age.Seconds(), m.attrs)
+			o.ObserveFloat64(pid, float64(seen.transaction.PID), m.attrs)
 		}
 		return nil
-	}, oldest, backlog, parked, transaction, epoch)
+	}, oldest, backlog, parked, transaction, pid, epoch)
 }
 
 func (m *metrics) unregister() {

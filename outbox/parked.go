@@ -46,39 +46,111 @@ func ListParked(ctx context.Context, pool *pgxpool.Pool, schema string) ([]Parke
 	return parked, nil
 }
 
+// ParkedKey is a key that is parked: the message that keeps it so, and how many wait.
+type ParkedKey struct {
+	Relay      string
+	Topic, Key string
+	// MessageID, Type, Error and Attempts are of the message that was refused: the first of the key that was, if several
+	// were. Error is empty while the leader has not noticed yet that it was discarded.
+	MessageID uuid.UUID
+	Type      string
+	Error     string
+	Attempts  int
+	ParkedAt  time.Time // since when the key is parked
+	Messages  int64     // all that wait, the refused one included
+	Released  bool      // the leader will publish them shortly
+}
+
+// ListParkedKeys returns the keys that are parked, by relay, topic and key.
+func ListParkedKeys(ctx context.Context, pool *pgxpool.Pool, schema string) ([]ParkedKey, error) {
+	rows, _ := pool.Query(ctx, `
+		SELECT DISTINCT ON (relay, topic, key) relay, topic, key, id, type, error, attempts,
+			min(parked_at) OVER one, count(*) OVER one, bool_or(state = 'released') OVER one
+		FROM `+qualified(schema, "outbox_parked")+`
+		WHERE state <> 'discarded'
+		WINDOW one AS (PARTITION BY relay, topic, key)
+		ORDER BY relay, topic, key, error = '', seq`) // CollectRows reports the error
+	keys, err := pgx.CollectRows(rows, pgx.RowToStructByPos[ParkedKey])
+	if err != nil {
+		return nil, fmt.Errorf("list parked keys: %w", err)
+	}
+	return keys, nil
+}
+
 // Release orders the leader to publish all parked messages of a topic's key, in their order, within about a second. If
-// one is refused again, it and those behind it stay parked. It returns how many there are, or [ErrNotParked].
-func Release(ctx context.Context, pool *pgxpool.Pool, schema, topic, key string) (int, error) {
-	tag, err := pool.Exec(ctx, `
-		UPDATE `+qualified(schema, "outbox_parked")+`
-		SET state = 'released'
-		WHERE topic = $1 AND key = $2 AND state <> 'discarded'`, topic, key)
+// one is refused again, it and those behind it stay parked. by is who asks; it is kept. Release returns how many
+// messages there are, or [ErrNotParked].
+func Release(ctx context.Context, pool *pgxpool.Pool, schema, topic, key, by string) (int, error) {
+	if by == "" {
+		return 0, errors.New("release parked key: who asks is required")
+	}
+	n, err := settleParked(ctx, pool, schema, settlement{
+		action: "release", set: `state = 'released'`, where: `topic = $3 AND key = $4`, by: by, args: []any{topic, key},
+	})
 	if err != nil {
 		return 0, fmt.Errorf("release parked key: %w", err)
 	}
-	if tag.RowsAffected() == 0 {
-		return 0, fmt.Errorf("release parked key: %w", ErrNotParked)
-	}
-	return int(tag.RowsAffected()), nil
+	return n, nil
 }
 
-// Discard gives a parked message up for good, and keeps who did it and why. The messages behind it stay parked until
-// their key is released. It returns [ErrNotParked] for a message that is not parked.
+const discarding = `state = 'discarded', settled_by = $1, reason = $2, settled_at = clock_timestamp()`
+
+// Discard gives a parked message up for good. Who did it and why are required and kept, with the message. Once no
+// refused message of its key is left, the leader publishes those behind it, within about a second. Discard returns
+// [ErrNotParked] for a message that is not parked.
 func Discard(ctx context.Context, pool *pgxpool.Pool, schema string, id uuid.UUID, by, reason string) error {
 	if by == "" || reason == "" {
 		return errors.New("discard parked message: who and why are required")
 	}
-	tag, err := pool.Exec(ctx, `
-		UPDATE `+qualified(schema, "outbox_parked")+`
-		SET state = 'discarded', settled_by = $2, reason = $3, settled_at = clock_timestamp()
-		WHERE id = $1::text::uuid AND state <> 'discarded'`, id.String(), by, reason)
-	if err != nil {
+	if _, err := settleParked(ctx, pool, schema, settlement{
+		action: "discard", set: discarding, where: `id = $3::text::uuid`, by: by, reason: reason, args: []any{id.String()},
+	}); err != nil {
 		return fmt.Errorf("discard parked message %s: %w", id, err)
 	}
-	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("discard parked message %s: %w", id, ErrNotParked)
-	}
 	return nil
+}
+
+// DiscardKey gives all parked messages of a topic's key up for good, as [Discard] does one. It returns how many there
+// were, or [ErrNotParked]. Messages that queue up meanwhile are published.
+func DiscardKey(ctx context.Context, pool *pgxpool.Pool, schema, topic, key, by, reason string) (int, error) {
+	if by == "" || reason == "" {
+		return 0, errors.New("discard parked key: who and why are required")
+	}
+	n, err := settleParked(ctx, pool, schema, settlement{
+		action: "discard", set: discarding, where: `topic = $3 AND key = $4`, by: by, reason: reason, args: []any{topic, key},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("discard parked key: %w", err)
+	}
+	return n, nil
+}
+
+// settlement is what a person decides about parked messages: $1 is who, $2 why, args come behind them.
+type settlement struct {
+	action, set, where, by, reason string
+	args                           []any
+}
+
+// settleParked changes the state of parked messages and writes down who did it, a line for each message. It returns how
+// many there are, or [ErrNotParked].
+func settleParked(ctx context.Context, pool *pgxpool.Pool, schema string, s settlement) (int, error) {
+	tag, err := pool.Exec(ctx, `
+		WITH settled AS (
+			UPDATE `+qualified(schema, "outbox_parked")+`
+			SET `+s.set+`
+			WHERE state <> 'discarded' AND `+s.where+`
+			RETURNING relay, topic, key, id
+		)
+		INSERT INTO `+qualified(schema, "outbox_audit")+` (action, by, reason, relay, topic, key, message_id, messages)
+		SELECT '`+s.action+`', $1::text, $2::text, relay, topic, key, id, 1
+		FROM settled`, append([]any{s.by, s.reason}, s.args...)...)
+	if err != nil {
+		return 0, err
+	}
+	if tag.RowsAffected() == 0 {
+		return 0, ErrNotParked
+	}
+	return int(tag.RowsAffected()), nil
 }
 
 // parkedRow is a record on its way to the parked messages. refusal is nil for one that waits behind another.
@@ -120,10 +192,11 @@ func (r *Relay) insertParked(ctx context.Context, tx pgx.Tx, aside []parkedRow) 
 	return nil
 }
 
-// loadParked reads which keys are parked, and returns those that were released.
+// loadParked reads which keys are parked, and returns those to publish: released ones, and those whose refused messages
+// were all discarded, so that nothing keeps them.
 func (t *term) loadParked(ctx context.Context) ([]lane, error) {
 	rows, err := t.r.pool.Query(ctx, `
-		SELECT topic, key, bool_or(state = 'released')
+		SELECT topic, key, bool_or(state = 'released') OR NOT bool_or(error <> '')
 		FROM `+t.r.table("outbox_parked")+`
 		WHERE relay = $1 AND state <> 'discarded'
 		GROUP BY topic, key`, t.r.opts.Name)

@@ -3,8 +3,14 @@ package outbox_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
@@ -63,7 +69,7 @@ func TestRefusedMessageParksItsKeyAndNoOther(t *testing.T) {
 	}
 
 	// Released too early, it is refused again and everything stays where it is.
-	if n, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad"); err != nil || n != 4 {
+	if n, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad", "ada"); err != nil || n != 4 {
 		t.Fatalf("Release = %d, %v, want 4 messages", n, err)
 	}
 	eventually(t, func() error {
@@ -74,12 +80,14 @@ func TestRefusedMessageParksItsKeyAndNoOther(t *testing.T) {
 		return err
 	})
 	cure()
-	if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad"); err != nil {
+	if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad", "ada"); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, broker, 11)
 	write(t, db.Pool, message("orders", "bad", 6))
 	records := waitFor(t, broker, 12)
+	line := "release by ada of relay orders/bad 1: "
+	wantAudit(t, db.Pool, line, line, line, line, line, line, line, line)
 	want := `[{"n":1} {"n":1} {"n":2} {"n":3} {"n":4} {"n":5} {"n":6}]` // n 1 of topic other is the second one
 	if got := fmt.Sprint(values(records, "bad")); got != want {
 		t.Errorf("published of key bad %s, want %s", got, want)
@@ -117,14 +125,58 @@ func TestDiscardedMessageLetsItsKeyGoOn(t *testing.T) {
 	if err := outbox.Discard(t.Context(), db.Pool, schema, parked[0].ID, "ada", "again"); !errors.Is(err, outbox.ErrNotParked) {
 		t.Errorf("second Discard = %v, want ErrNotParked", err)
 	}
-	if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", "bad"); err != nil {
-		t.Fatal(err)
-	}
 	waitFor(t, broker, 2)
 	write(t, db.Pool, message("orders", "bad", 3))
 	if got, want := fmt.Sprint(values(waitFor(t, broker, 3), "bad")), `[{"n":2} {"n":3}]`; got != want {
 		t.Errorf("published of key bad %s, want %s", got, want)
 	}
+	wantAudit(t, db.Pool, "discard by ada of relay orders/bad 1: sent by hand")
+}
+
+// wantAudit checks what outbox_audit says.
+func wantAudit(t *testing.T, pool *pgxpool.Pool, want ...string) {
+	t.Helper()
+	rows, _ := pool.Query(t.Context(), `
+		SELECT format('%s by %s of %s %s/%s %s: %s', action, by, relay, topic, key, messages, reason)
+		FROM orders.outbox_audit
+		ORDER BY id`)
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("audit (-want +got), %v:\n%s", err, diff)
+	}
+}
+
+func TestDiscardedKeyGoesOnWithWhatCameMeanwhile(t *testing.T) {
+	t.Parallel()
+	db := newOutbox(t)
+	refuse, _ := poison("bad", 1)
+	broker := &outboxtest.Broker{Refuse: refuse}
+	start(t, db.Pool, broker, outbox.RelayOptions{})
+	write(t, db.Pool, message("orders", "bad", 1), message("orders", "bad", 2), message("orders", "good", 1))
+	waitFor(t, broker, 1)
+	var keys []outbox.ParkedKey
+	eventually(t, func() (err error) {
+		if keys, err = outbox.ListParkedKeys(t.Context(), db.Pool, schema); err == nil && (len(keys) != 1 || keys[0].Messages != 2) {
+			err = fmt.Errorf("parked keys %+v, want one with 2 messages", keys)
+		}
+		return err
+	})
+	if k := keys[0]; k.Relay != "relay" || k.Topic != "orders" || k.Key != "bad" || k.Type != "test.happened.v1" || k.Attempts != 1 ||
+		!strings.Contains(k.Error, "refused") || k.Released || time.Since(k.ParkedAt) > time.Hour {
+		t.Errorf("parked key %+v, want that of the refused message", k)
+	}
+	if n, err := outbox.DiscardKey(t.Context(), db.Pool, schema, "orders", "bad", "ada", "test"); err != nil || n != 2 {
+		t.Fatalf("DiscardKey = %d, %v, want 2 messages", n, err)
+	}
+	// The leader may learn of it only after it has put this one aside.
+	write(t, db.Pool, message("orders", "bad", 3))
+	if got, want := fmt.Sprint(values(waitFor(t, broker, 2), "bad")), `[{"n":3}]`; got != want {
+		t.Errorf("published of key bad %s, want %s", got, want)
+	}
+	if _, err := outbox.DiscardKey(t.Context(), db.Pool, schema, "orders", "bad", "ada", "again"); !errors.Is(err, outbox.ErrNotParked) {
+		t.Errorf("second DiscardKey = %v, want ErrNotParked", err)
+	}
+	wantAudit(t, db.Pool, "discard by ada of relay orders/bad 1: test", "discard by ada of relay orders/bad 1: test")
 }
 
 func TestBrokerOutageParksNothing(t *testing.T) {
@@ -150,39 +202,5 @@ func TestBrokerOutageParksNothing(t *testing.T) {
 	}
 	if parked, err := outbox.ListParked(t.Context(), db.Pool, schema); err != nil || len(parked) != 0 {
 		t.Errorf("parked %v (%v), want none", parked, err)
-	}
-}
-
-func TestReplayPublishesTheRingAgainBeforeAnythingNew(t *testing.T) {
-	t.Parallel()
-	db, broker := newOutbox(t), &outboxtest.Broker{}
-	start(t, db.Pool, broker, outbox.RelayOptions{PageSize: 3})
-	var before []outbox.Message
-	for n := range 10 {
-		before = append(before, message("orders", "a", n), message("orders", "b", n))
-	}
-	write(t, db.Pool, before...)
-	first := waitFor(t, broker, 20)
-	number, err := outbox.Replay(t.Context(), db.Pool, schema, outbox.ReplayOptions{
-		Since: first[0].CreatedAt, Topic: "orders", Key: "a",
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, func() error {
-		messages, done, err := outbox.ReplayDone(t.Context(), db.Pool, schema, number)
-		if err == nil && (!done || messages != 10) {
-			err = fmt.Errorf("replay has published %d of 10, done %v", messages, done)
-		}
-		return err
-	})
-	again := broker.Records()[20:]
-	if len(again) != 10 {
-		t.Fatalf("%d records published again, want 10", len(again))
-	}
-	for i, r := range again {
-		if r.ID != first[2*i].ID || r.Key != "a" {
-			t.Errorf("record %d of the replay is %s of key %s, want %s", i, r.ID, r.Key, first[2*i].ID)
-		}
 	}
 }

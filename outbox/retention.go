@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,7 +16,7 @@ const (
 	slotWidth = 10 * time.Minute
 )
 
-func (r *Relay) leaf(slot int) string { return r.table("outbox_" + strconv.Itoa(slot)) }
+func (r *Relay) leaf(slot int) string { return leafTable(r.opts.Schema, slot) }
 
 // reclaim truncates the leaves whose rows are all older than the retention and passed by every relay. The age comes
 // from the clock and only saves attempts; whether a row is passed never does.
@@ -63,7 +62,7 @@ func (r *Relay) truncate(ctx context.Context, slot int) (bool, error) {
 			return err
 		}
 		var needed bool
-		if err := tx.QueryRow(ctx, r.neededSQL(leaf)).Scan(&needed); err != nil || needed {
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (`+waitingSQL(r.opts.Schema, leaf)+`)`).Scan(&needed); err != nil || needed {
 			return err
 		}
 		_, err := tx.Exec(ctx, `TRUNCATE `+leaf)
@@ -78,26 +77,4 @@ func (r *Relay) truncate(ctx context.Context, slot int) (bool, error) {
 		return false, fmt.Errorf("truncate leaf %d: %w", slot, err)
 	}
 	return done, nil
-}
-
-// neededSQL asks whether any relay has yet to pass a row of leaf: one that its durable snapshot does not see.
-func (r *Relay) neededSQL(leaf string) string {
-	return `
-		SELECT EXISTS (
-			SELECT
-			FROM ` + r.table("outbox_lease") + ` l
-			LEFT JOIN LATERAL (
-				SELECT c.prev
-				FROM ` + r.table("outbox_cursor") + ` c
-				WHERE c.relay = l.relay
-				ORDER BY c.epoch DESC, c.n DESC
-				LIMIT 1
-			) c ON true
-			WHERE c.prev IS NULL
-				OR EXISTS (SELECT FROM ` + leaf + ` o WHERE o.txid >= pg_snapshot_xmax(c.prev))
-				OR EXISTS (
-					SELECT FROM pg_snapshot_xip(c.prev) AS x (txid)
-					JOIN ` + leaf + ` o ON o.txid = x.txid
-				)
-		)`
 }

@@ -31,6 +31,7 @@ type term struct {
 	unsaved   time.Time // since when at is ahead of durable in messages; zero if it is not
 	broken    bool      // a checkpoint has failed: what is in memory may leave out messages put aside
 	replaying bool
+	disorder  disorder
 
 	polled, settleDue, tidyDue time.Time
 }
@@ -143,8 +144,9 @@ func (t *term) turn(ctx context.Context) (bool, error) {
 // passed notes that every record of page is acked or put aside.
 func (t *term) passed(page []Record) {
 	t.at.hiSeq = max(t.at.hiSeq, page[len(page)-1].Seq)
+	t.at.published = time.Now()
 	if t.unsaved.IsZero() {
-		t.unsaved = time.Now()
+		t.unsaved = t.at.published
 	}
 }
 

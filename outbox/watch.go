@@ -11,11 +11,8 @@ import (
 type sighting struct {
 	at          time.Time
 	err         error
-	oldest      time.Duration
-	backlog     int64
-	parkedKeys  int64
-	transaction time.Duration
-	leader      string
+	relay       RelayStatus
+	transaction Transaction
 }
 
 // watch looks at the outbox until ctx ends, apart from the loop that publishes: a loop that hangs must not look well.
@@ -32,17 +29,12 @@ func (r *Relay) watch(ctx context.Context) {
 }
 
 func (r *Relay) look(ctx context.Context) sighting {
-	const limit = 100_000
 	ctx, cancel := context.WithTimeout(ctx, r.opts.MaxAge)
 	defer cancel()
 	seen := sighting{at: time.Now()}
-	status, err := inspectRelay(ctx, r.pool, r.opts.Schema, r.opts.Name, limit)
-	if err != nil {
-		seen.err = err
-		return seen
+	if seen.relay, seen.err = inspectRelay(ctx, r.pool, r.opts.Schema, r.opts.Name); seen.err == nil {
+		seen.transaction, seen.err = oldestTransaction(ctx, r.pool)
 	}
-	seen.oldest, seen.backlog, seen.parkedKeys, seen.leader = status.Oldest, status.Backlog, status.ParkedKeys, status.Leader
-	seen.transaction, _, seen.err = oldestTransaction(ctx, r.pool)
 	return seen
 }
 
@@ -57,9 +49,9 @@ func (r *Relay) Healthy() error {
 		return fmt.Errorf("relay cannot look at the outbox: %w", seen.err)
 	case time.Since(seen.at) > r.opts.MaxAge:
 		return fmt.Errorf("relay last looked at the outbox %v ago", time.Since(seen.at).Round(time.Second))
-	case seen.oldest > r.opts.MaxAge:
+	case seen.relay.Oldest > r.opts.MaxAge:
 		return fmt.Errorf("the oldest of %d unpublished messages waits for %v, limit %v",
-			seen.backlog, seen.oldest.Round(time.Second), r.opts.MaxAge)
+			seen.relay.Backlog, seen.relay.Oldest.Round(time.Second), r.opts.MaxAge)
 	}
 	return nil
 }
