@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	sdk "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
@@ -38,6 +39,49 @@ func TestMetricsSayWhatIsPublishedAndWhatWaits(t *testing.T) {
 	} else if _, observed := got["outbox.backlog"]; observed {
 		t.Error("after Run the gauges still show what the relay saw last")
 	}
+}
+
+// Each figure that an alarm is about, made to move by what it is about.
+func TestMetricsSayWhatGoesWrong(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	reader := sdk.NewManualReader()
+	provider := sdk.NewMeterProvider(sdk.WithReader(reader))
+	start(t, db.Pool, broker, outbox.RelayOptions{Lease: time.Second, Meter: provider.Meter("outbox")})
+	write(t, db.Pool, message("orders", "a", 1))
+	waitFor(t, broker, 1)
+	outOfOrder(t, db.Pool, broker)
+	eventually(t, func() error { return backlogIs(t, db.Pool, 0) })
+	open := begin(t, db.Pool)
+	broker.SetDown(true)
+	write(t, db.Pool, message("orders", "a", 2), message("orders", "a", 3))
+	// Another leader, who then gives up.
+	if _, err := db.Pool.Exec(t.Context(), `
+		UPDATE orders.outbox_lease SET epoch = epoch + 1, holder = '', expires_at = '-infinity'`); err != nil {
+		t.Fatal(err)
+	}
+	pid := float64(open.Conn().PgConn().PID())
+	eventually(t, func() error {
+		got, err := collect(t, reader)
+		for name, value := range map[string]float64{
+			"outbox.order_violations": 1, "outbox.backlog": 2, "outbox.oldest_transaction.pid": pid,
+		} {
+			if got[name] != value {
+				err = errors.Join(err, fmt.Errorf("%s is %v, want %v", name, got[name], value))
+			}
+		}
+		for _, name := range []string{
+			"outbox.oldest_unpublished", "outbox.oldest_transaction", "outbox.fenced_writes", "outbox.restarts", "outbox.poll.duration",
+		} {
+			if got[name] <= 0 {
+				err = errors.Join(err, fmt.Errorf("%s is %v, want more than 0", name, got[name]))
+			}
+		}
+		if got["outbox.epoch"] < 3 {
+			err = errors.Join(err, fmt.Errorf("outbox.epoch is %v, want the one after the other leader's", got["outbox.epoch"]))
+		}
+		return err
+	})
 }
 
 // collect returns what each instrument shows: a sum, a gauge, or how often a histogram was recorded.
