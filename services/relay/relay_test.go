@@ -103,6 +103,17 @@ func TestRunPublishesEveryOutboxAsItsOwnRole(t *testing.T) {
 
 func waitReady(t *testing.T, url string) {
 	t.Helper()
+	said := waitAnswer(t, url, http.StatusOK, "")
+	for _, schema := range []string{"orders", "email", "warehouse"} {
+		if !strings.Contains(said, `"outbox `+schema+`":"ok"`) {
+			t.Errorf("readyz = %s, want a check of each outbox", said)
+		}
+	}
+}
+
+// waitAnswer waits until url answers with status and a body that contains part, and returns the body.
+func waitAnswer(t *testing.T, url string, status int, part string) string {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
@@ -111,21 +122,60 @@ func waitReady(t *testing.T, url string) {
 		if resp, err := client.Get(url); err == nil {
 			body, _ := io.ReadAll(resp.Body)
 			_ = resp.Body.Close()
-			if said = string(body); resp.StatusCode == http.StatusOK {
-				for _, schema := range []string{"orders", "email", "warehouse"} {
-					if !strings.Contains(said, `"outbox `+schema+`":"ok"`) {
-						t.Errorf("readyz = %s, want a check of each outbox", said)
-					}
-				}
-				return
+			if said = string(body); resp.StatusCode == status && strings.Contains(said, part) {
+				return said
 			}
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("not ready: %s", said)
+			t.Fatalf("%s does not answer %d with %q: %s", url, status, part, said)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// The process is well all the time; what counts is whether messages leave. One outbox in trouble does not hold up another.
+func TestReadyzTurnsRedOnTheAgeOfTheOldestUnpublishedMessage(t *testing.T) {
+	t.Parallel()
+	db := migrated.New(t)
+	broker := kafkatest.New(t, event.Topics()...)
+	served := make(addresses, 1)
+	cfg := Config{Brokers: broker.Addrs, OpsAddr: "127.0.0.1:0"}
+	for _, schema := range []string{"orders", "email", "warehouse"} {
+		cfg.Sources = append(cfg.Sources, Source{Schema: schema, DatabaseURL: db.RoleURL(schema + "_relay")})
+	}
+	running(t, slog.New(slog.NewJSONHandler(served, nil)), cfg)
+	base := "http://" + <-served
+	waitReady(t, base+"/readyz")
+
+	// The relay can look, lead and send, but not save how far it is.
+	tx, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE orders.outbox_cursor IN EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Pool.Exec(t.Context(), `
+		INSERT INTO orders.outbox (id, topic, key, type, content_type, payload, created_at)
+		VALUES (gen_random_uuid(), $1, 'ada', 'test.happened.v1', 'application/json', '{}', clock_timestamp() - interval '31 seconds')`,
+		event.Orders); err != nil {
+		t.Fatal(err)
+	}
+	said := waitAnswer(t, base+"/readyz", http.StatusServiceUnavailable, "the oldest of 1 unpublished messages waits for")
+	if !strings.Contains(said, `"outbox email":"ok"`) {
+		t.Errorf("readyz = %s, want the other outboxes to be well", said)
+	}
+	waitAnswer(t, base+"/healthz", http.StatusOK, "")
+	write(t, db, "email", event.DeadLetters(event.GroupEmail), "of another outbox")
+	if r := broker.Read(t, 1, event.DeadLetters(event.GroupEmail)); header(r[0], "ce_subject") != "of another outbox" {
+		t.Errorf("published %v, want the message of the other outbox", r)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitReady(t, base+"/readyz")
 }
 
 func TestRunRefusesToStartWhereKeysWouldMove(t *testing.T) {
