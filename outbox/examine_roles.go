@@ -85,9 +85,9 @@ func (e *examination) commits(ctx context.Context) error {
 	case err != nil:
 		return err
 	case len(durable) > 0:
-		e.ok("durable for %s, unless a session says otherwise", strings.Join(durable, ", "))
+		e.ok("commits of %s are durable, unless a session says otherwise", strings.Join(durable, ", "))
 	case found == 0:
-		e.ok("nobody but the owner and superusers writes")
+		e.ok("no role but the owner and superusers writes")
 	}
 	return nil
 }

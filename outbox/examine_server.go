@@ -32,10 +32,10 @@ func (e *examination) identity(ctx context.Context) error {
 		return err
 	}
 	if written == here {
-		e.ok("written in this server")
+		e.ok("the outbox was written in this server")
 		return nil
 	}
-	e.found(Fail, fmt.Sprintf("written in another server (system identifier %d, this one is %d) and not rebased yet", written, here),
+	e.found(Fail, fmt.Sprintf("the outbox was written in another server (system identifier %d, this one is %d) and not rebased yet", written, here),
 		"its transaction ids mean nothing here, so nothing is published until a relay has fitted them",
 		"start a relay: it rebases the outbox before it publishes; if one runs, its log says why it does not")
 	return nil
@@ -50,10 +50,10 @@ func (e *examination) sequence(ctx context.Context) error {
 		highest = max(highest, r.highest)
 	}
 	if last >= highest {
-		e.ok("at %d, not below any message", last)
+		e.ok("the sequence is at %d, not below any message", last)
 		return nil
 	}
-	e.found(Fail, fmt.Sprintf("at %d, below message %d", last, highest),
+	e.found(Fail, fmt.Sprintf("the sequence is at %d, below message %d", last, highest),
 		"new messages of a key get smaller numbers than its old ones, and may be published before them",
 		fmt.Sprintf("SELECT setval('%s', %d)", e.table("outbox_seq_seq"), highest))
 	return nil
@@ -67,7 +67,7 @@ func (e *examination) sequenceCache(ctx context.Context) error {
 		return err
 	}
 	if cache == 1 {
-		e.ok("the sequence has none")
+		e.ok("the sequence has no cache")
 		return nil
 	}
 	e.found(Fail, fmt.Sprintf("the sequence has a cache of %d", cache),
@@ -87,10 +87,10 @@ func (e *examination) transactions(ctx context.Context) error {
 	}
 	t := e.status.OldestTransaction
 	if t.PID == 0 {
-		e.ok("none is open")
+		e.ok("no other transaction is open")
 		return nil
 	}
-	what := fmt.Sprintf("the oldest is open for %v: process %d of %s (%s), %s, %s", rounded(t.Age), t.PID, t.User, t.Application, t.State,
+	what := fmt.Sprintf("the oldest transaction is open for %v: process %d of %s (%s), %s, %s", rounded(t.Age), t.PID, t.User, t.Application, t.State,
 		strings.Join(strings.Fields(t.Query), " "))
 	if t.Age <= e.opts.MaxTransaction {
 		e.ok("%s", what)
@@ -121,13 +121,13 @@ func (e *examination) prepared(ctx context.Context) error {
 	_, err = pgx.ForEachRow(rows, []any{&gid, &owner, &age}, func() error {
 		forgotten++
 		literal := "'" + strings.ReplaceAll(gid, "'", "''") + "'"
-		e.found(Fail, fmt.Sprintf("%s of %s was prepared %v ago and never ended", gid, owner, rounded(seconds(age))),
+		e.found(Fail, fmt.Sprintf("transaction %s of %s was prepared %v ago and never ended", gid, owner, rounded(seconds(age))),
 			"no restart ends it: its messages are not published, writers of its keys hang, leaves that it has used are kept",
 			fmt.Sprintf("COMMIT PREPARED %[1]s or ROLLBACK PREPARED %[1]s, as its coordinator decided", literal))
 		return nil
 	})
 	if err == nil && forgotten == 0 {
-		e.ok("none is older than %v (max_prepared_transactions is %s)", e.opts.MaxTransaction, most)
+		e.ok("no prepared transaction is older than %v (max_prepared_transactions is %s)", e.opts.MaxTransaction, most)
 	}
 	return err
 }
