@@ -173,6 +173,13 @@ func TestDiscardedKeyGoesOnWithWhatCameMeanwhile(t *testing.T) {
 	if got, want := fmt.Sprint(values(waitFor(t, broker, 2), "bad")), `[{"n":3}]`; got != want {
 		t.Errorf("published of key bad %s, want %s", got, want)
 	}
+	eventually(t, func() error {
+		keys, err := outbox.ListParkedKeys(t.Context(), db.Pool, schema)
+		if err == nil && len(keys) > 0 {
+			err = fmt.Errorf("still parked: %+v", keys)
+		}
+		return err
+	})
 	if _, err := outbox.DiscardKey(t.Context(), db.Pool, schema, "orders", "bad", "ada", "again"); !errors.Is(err, outbox.ErrNotParked) {
 		t.Errorf("second DiscardKey = %v, want ErrNotParked", err)
 	}

@@ -34,8 +34,8 @@ type Publisher interface {
 
 // RelayOptions are the settings of a [Relay]. The zero value is right for most.
 type RelayOptions struct {
-	// Name is who keeps the cursor. Relays of one name stand by for each other; each name publishes every message.
-	// Default "relay".
+	// Name is who keeps the cursor. Relays of one name stand by for each other; each name publishes every message, a new
+	// one from the oldest that the ring still holds. [Forget] a name that is given up. Default "relay".
 	Name string
 	// Schema holds the outbox. Default: the first on the search_path that has one. Required behind a pooler.
 	Schema string
