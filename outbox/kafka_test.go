@@ -199,7 +199,7 @@ func TestKafkaParkedKeysGoOnInOrder(t *testing.T) {
 		t.Fatalf("raise the topic's limit: %v, %+v", err, answers)
 	}
 	for _, key := range []string{"released", "discarded"} {
-		if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", key); err != nil {
+		if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", key, "ada"); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -260,7 +260,7 @@ func TestPgBouncerLetsParkedMessagesBeReleasedAndReplayed(t *testing.T) {
 			t.Fatalf("Inspect = %d relays, %v", len(status.Relays), err)
 		}
 		cure()
-		if n, err := outbox.Release(t.Context(), pool, schema, "orders", key); n != 3 || err != nil {
+		if n, err := outbox.Release(t.Context(), pool, schema, "orders", key, "ada"); n != 3 || err != nil {
 			t.Fatalf("Release = %d, %v, want 3", n, err)
 		}
 		eventually(t, func() error { return publishedOf(broker, key, 3) })

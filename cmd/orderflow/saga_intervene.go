@@ -13,11 +13,11 @@ import (
 	"github.com/orderflow-dev/orderflow/services/order"
 )
 
-// settle is what a person does to a saga, in one transaction.
-type settle func(ctx context.Context, tx pgx.Tx, id uuid.UUID, op saga.Operator) error
+// intervention is what a person does to a saga, in one transaction.
+type intervention func(ctx context.Context, tx pgx.Tx, id uuid.UUID, op saga.Operator) error
 
-// newSettle returns a command that shows what it is about and, with --yes, does it.
-func newSettle(use, short, long, example string, prepare func(*cobra.Command) (settle, error)) *cobra.Command {
+// newIntervention returns a command that shows what it is about and, with --yes, does it.
+func newIntervention(use, short, long, example string, prepare func(*cobra.Command) (intervention, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   use + " ORDER",
 		Short: short,
@@ -32,7 +32,7 @@ Without --yes it only shows the saga.`,
 			if err != nil {
 				return err
 			}
-			return settleSaga(cmd, args[0], use, do)
+			return intervene(cmd, args[0], use, do)
 		},
 	}
 	cmd.Flags().String("reason", "", "why (required)")
@@ -43,7 +43,7 @@ Without --yes it only shows the saga.`,
 	return cmd
 }
 
-func settleSaga(cmd *cobra.Command, arg, verb string, do settle) error {
+func intervene(cmd *cobra.Command, arg, verb string, do intervention) error {
 	out, err := newOutput(cmd)
 	if err != nil {
 		return err
@@ -87,33 +87,33 @@ func settleSaga(cmd *cobra.Command, arg, verb string, do settle) error {
 }
 
 // always is for commands without flags of their own.
-func always(do settle) func(*cobra.Command) (settle, error) {
-	return func(*cobra.Command) (settle, error) { return do, nil }
+func always(do intervention) func(*cobra.Command) (intervention, error) {
+	return func(*cobra.Command) (intervention, error) { return do, nil }
 }
 
 func newSagaRetry() *cobra.Command {
-	return newSettle("retry", "Try a stuck saga's step again, or ask again about one in doubt",
+	return newIntervention("retry", "Try a stuck saga's step again, or ask again about one in doubt",
 		`Sends a stuck saga on from where it stands, with its tries counted anew, and asks the provider again about one that is in
 doubt. Do it after the cause is mended.`,
 		`  orderflow saga retry 0199… --reason 'provider is back' --yes`, always(saga.Retry))
 }
 
 func newSagaCompensate() *cobra.Command {
-	return newSettle("compensate", "Turn a saga round: undo what it did, and fail its order",
+	return newIntervention("compensate", "Turn a saga round: undo what it did, and fail its order",
 		`Takes back what the saga did, in reverse: the charge is cancelled or refunded and the stock is released. It is refused once
 the order is completed; refund it then.`,
 		`  orderflow saga compensate 0199… --reason 'fraud' --yes`, always(saga.Compensate))
 }
 
 func newSagaSkip() *cobra.Command {
-	return newSettle("skip", "Pass over the step that a stuck saga stands at, as if it had succeeded",
+	return newIntervention("skip", "Pass over the step that a stuck saga stands at, as if it had succeeded",
 		`Passes over the step, or the compensation, that a stuck saga stands at. What it should have done is then yours to do by
 hand: nothing will try it again.`,
 		`  orderflow saga skip 0199… --reason 'refunded by hand, re_123' --yes`, always(saga.Skip))
 }
 
 func newSagaResolve() *cobra.Command {
-	cmd := newSettle("resolve", "Say whether the charge of a saga in doubt happened",
+	cmd := newIntervention("resolve", "Say whether the charge of a saga in doubt happened",
 		`Settles a charge whose outcome nobody could tell, by what you have seen at the provider: look there for the order's id, which
 is the charge's reference. With --charged the order goes on, with --not-charged it fails and its stock is released.`,
 		`  orderflow saga resolve 0199… --charged --reason 'seen in the provider’s list' --yes
@@ -124,7 +124,7 @@ is the charge's reference. With --charged the order goes on, with --not-charged 
 	return cmd
 }
 
-func prepareResolve(cmd *cobra.Command) (settle, error) {
+func prepareResolve(cmd *cobra.Command) (intervention, error) {
 	happened, _ := cmd.Flags().GetBool("charged")
 	never, _ := cmd.Flags().GetBool("not-charged")
 	if happened == never {
