@@ -16,13 +16,14 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/orderflow-dev/orderflow/bench/internal/table"
 	"github.com/orderflow-dev/orderflow/internal/order"
 	"github.com/orderflow-dev/orderflow/migrations"
 	"github.com/orderflow-dev/orderflow/services/api"
 )
 
 // acceptLeg measures the api alone, a process of its own, against pgbench: rounds of both in turn.
-func acceptLeg(ctx context.Context, p plan, server *postgres) ([]result, error) {
+func acceptLeg(ctx context.Context, p plan, server *postgres) ([]table.Row, error) {
 	url, err := server.database(ctx, "accept")
 	if err != nil {
 		return nil, err
@@ -58,16 +59,16 @@ func acceptLeg(ctx context.Context, p plan, server *postgres) ([]result, error) 
 		fmt.Printf("accept, round %d: pgbench %.0f tps, api %.0f orders/s, ratio %.2f\n", n+1, tps, perSec, perSec/tps)
 		accepted, transactions, ratios = append(accepted, perSec), append(transactions, tps), append(ratios, perSec/tps)
 	}
-	ratio := median(ratios)
-	return []result{
-		{name: "pgbench, the same transaction (tps)", value: median(transactions), format: "%.0f"},
-		{name: "api, accepted (orders/s)", value: median(accepted), format: "%.0f"},
-		{name: "accepted ÷ pgbench", value: ratio, format: "%.2f", aim: "≥ 0.5", met: ratio >= 0.5},
+	ratio := table.Median(ratios)
+	return []table.Row{
+		{Name: "pgbench, the same transaction (tps)", Value: table.Median(transactions), Format: "%.0f"},
+		{Name: "api, accepted (orders/s)", Value: table.Median(accepted), Format: "%.0f"},
+		{Name: "accepted ÷ pgbench", Value: ratio, Format: "%.2f", Aim: "≥ 0.5", Met: ratio >= 0.5},
 	}, nil
 }
 
 // walkLeg measures whole walks: from the first request to the last order that is shipped and has both its mails.
-func walkLeg(ctx context.Context, p plan, server *postgres) ([]result, error) {
+func walkLeg(ctx context.Context, p plan, server *postgres) ([]table.Row, error) {
 	url, err := server.database(ctx, "walk")
 	if err != nil {
 		return nil, err
@@ -76,10 +77,10 @@ func walkLeg(ctx context.Context, p plan, server *postgres) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if url, err = server.emptyDatabase(ctx, "walk_dev"); err != nil {
+	if url, err = server.Create(ctx, "walk_dev"); err != nil {
 		return nil, err
 	}
-	ready := filepath.Join(server.dir, "ready.json")
+	ready := filepath.Join(server.Dir, "ready.json")
 	process, err := start(ctx, p.binary, "dev", "--ephemeral", "--seed-orders", "0", "--pg-url", url, "--ready-file", ready)
 	if err != nil {
 		return nil, err
@@ -107,9 +108,9 @@ func walkLeg(ctx context.Context, p plan, server *postgres) ([]result, error) {
 	perSec := float64(count) / done.Sub(began).Seconds()
 	ratio := perSec / tps
 	fmt.Printf("walk: pgbench %.0f tps, %d orders through all groups in %.1f s\n", tps, count, done.Sub(began).Seconds())
-	return []result{
-		{name: "through all groups, mails and shipments (orders/s)", value: perSec, format: "%.0f"},
-		{name: "through all groups ÷ pgbench", value: ratio, format: "%.2f", aim: "≥ 0.15", met: ratio >= 0.15},
+	return []table.Row{
+		{Name: "through all groups, mails and shipments (orders/s)", Value: perSec, Format: "%.0f"},
+		{Name: "through all groups ÷ pgbench", Value: ratio, Format: "%.2f", Aim: "≥ 0.15", Met: ratio >= 0.15},
 	}, nil
 }
 

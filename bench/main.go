@@ -11,9 +11,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 	"time"
+
+	"github.com/orderflow-dev/orderflow/bench/internal/table"
 )
 
 // plan is how long and how often a leg runs.
@@ -52,44 +53,16 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer server.stop() //nolint:contextcheck // it stops what was started also when ctx has ended
+	defer server.Stop() //nolint:contextcheck // it stops what was started also when ctx has ended
 
-	var results []result
-	for _, leg := range []func(context.Context, plan, *postgres) ([]result, error){acceptLeg, walkLeg, latencyLeg} {
+	var results []table.Row
+	for _, leg := range []func(context.Context, plan, *postgres) ([]table.Row, error){acceptLeg, walkLeg, latencyLeg} {
 		r, err := leg(ctx, p, server)
 		if err != nil {
 			return err
 		}
 		results = append(results, r...)
 	}
-	print(results)
+	table.Print(results)
 	return nil
-}
-
-// result is one line of the table. Without an aim it is there to be read beside the others.
-type result struct {
-	name   string
-	value  float64
-	format string
-	aim    string
-	met    bool
-}
-
-func print(results []result) {
-	fmt.Printf("\n%-52s %12s   %-12s\n", "leg", "measured", "aim")
-	for _, r := range results {
-		verdict := ""
-		if r.aim != "" {
-			verdict = "missed"
-			if r.met {
-				verdict = "met"
-			}
-		}
-		fmt.Printf("%-52s %12s   %-12s %s\n", r.name, fmt.Sprintf(r.format, r.value), r.aim, verdict)
-	}
-}
-
-func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
 }
