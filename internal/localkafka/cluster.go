@@ -73,7 +73,7 @@ func startLocked(ctx context.Context, opts Options, java string) (*Cluster, erro
 	if err != nil {
 		return nil, err
 	}
-	p := program{java: java, jars: jars}
+	p := program{java: java, jars: jars, optimize: opts.Optimize}
 	// A port that was free a moment ago may be taken by now. The controllers' are always ours to choose.
 	for try := 1; ; try++ {
 		c := newCluster(opts, clients)
@@ -125,7 +125,7 @@ func (c *Cluster) start(ctx context.Context, opts Options, p program, format boo
 		}
 	}
 	for _, n := range c.nodes {
-		if err := n.start(ctx, p); err != nil {
+		if err := n.start(ctx, p, "kafka.Kafka"); err != nil {
 			return err
 		}
 	}
@@ -267,9 +267,6 @@ func (c *Cluster) Stop(ctx context.Context) error {
 // kill ends what a failed start has left.
 func (c *Cluster) kill() {
 	for _, n := range c.nodes {
-		if n.cmd != nil && n.cmd.Process != nil {
-			_ = n.cmd.Process.Kill() // the only error is that it has ended
-			<-n.exited
-		}
+		n.kill()
 	}
 }

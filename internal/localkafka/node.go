@@ -23,20 +23,22 @@ var log4j []byte
 // program is how to run Kafka's classes.
 type program struct {
 	java, jars string
+	optimize   bool
 }
 
-// command runs a main class with the JVM set for a short, small life.
+// command runs a main class, with the JVM set for a short, small life unless p says otherwise.
 func (p program) command(ctx context.Context, n *node, class string, args ...string) *exec.Cmd {
 	jvm := []string{
 		"-Xmx" + strconv.Itoa(n.heapMB) + "m",
-		"-XX:+UseSerialGC",
-		"-XX:TieredStopAtLevel=1", // a cluster for a test lives for seconds: the slow compiler never pays
 		"-Djava.awt.headless=true",
 		"-Dlog4j2.configurationFile=" + filepath.Join(n.dir, "log4j2.properties"),
 		"-cp", filepath.Join(p.jars, "*"),
-		class,
 	}
-	cmd := exec.CommandContext(ctx, p.java, append(jvm, args...)...)
+	if !p.optimize {
+		// A cluster for a test lives for seconds: the slow compiler never pays.
+		jvm = append(jvm, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+	}
+	cmd := exec.CommandContext(ctx, p.java, append(append(jvm, class), args...)...)
 	cmd.Dir = n.dir
 	return cmd
 }
@@ -88,7 +90,8 @@ func (n *node) format(ctx context.Context, p program, clusterID string) error {
 	return nil
 }
 
-func (n *node) start(ctx context.Context, p program) error {
+// start runs the main class class.
+func (n *node) start(ctx context.Context, p program, class string) error {
 	if info, err := os.Stat(n.logFile()); err == nil {
 		n.logFrom = info.Size()
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -100,7 +103,7 @@ func (n *node) start(ctx context.Context, p program) error {
 	}
 	defer func() { _ = file.Close() }()
 	// ctx ends the start, not the node.
-	n.cmd = p.command(context.WithoutCancel(ctx), n, "kafka.Kafka", n.properties())
+	n.cmd = p.command(context.WithoutCancel(ctx), n, class, n.properties())
 	n.cmd.Stdout, n.cmd.Stderr = file, file
 	// A session of its own: Ctrl-C in a terminal reaches every process of the foreground group, and would end the broker
 	// under the feet of clients that are still finishing their work.
@@ -140,6 +143,14 @@ func (n *node) stop(ctx context.Context) (killed bool) {
 	_ = n.cmd.Process.Kill()
 	<-n.exited
 	return true
+}
+
+// kill ends the process if there is one.
+func (n *node) kill() {
+	if n.cmd != nil && n.cmd.Process != nil {
+		_ = n.cmd.Process.Kill() // the only error is that it has ended
+		<-n.exited
+	}
 }
 
 // said returns what the node logged since it was started.

@@ -27,6 +27,8 @@ type Options struct {
 	Config map[string]string
 	// HeapMB bounds each node's heap. Default 512.
 	HeapMB int
+	// Optimize has the JVM compile all it can, as in production. It pays after some minutes, and for measurements.
+	Optimize bool
 	// StartTimeout bounds the wait for the brokers, recovery included. Default 2 min.
 	StartTimeout time.Duration
 	// Log receives what is worth knowing. Default: nothing. Each node's own log is <DataDir>/<node>/kafka.log.
