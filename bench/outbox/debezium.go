@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"maps"
-	"net"
-	"net/url"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,7 +46,7 @@ func (d *debezium) prepare(ctx context.Context, database string) error {
 
 // create starts the connector of docs/debezium.md, tuned to drain.
 func (d *debezium) create(ctx context.Context, name, database string) error {
-	config, err := connector(database)
+	config, err := connector(documented, database)
 	if err != nil {
 		return err
 	}
@@ -51,41 +54,30 @@ func (d *debezium) create(ctx context.Context, name, database string) error {
 	return d.worker.Create(ctx, name, config)
 }
 
-func connector(database string) (map[string]string, error) {
-	u, err := url.Parse(database)
-	if err != nil {
-		return nil, err
-	}
-	host, port, err := net.SplitHostPort(u.Host)
-	if err != nil {
-		return nil, err
-	}
-	password, _ := u.User.Password()
-	return map[string]string{
-		"connector.class":   "io.debezium.connector.postgresql.PostgresConnector",
-		"database.hostname": host, "database.port": port, "database.dbname": u.Path[1:],
-		"database.user": u.User.Username(), "database.password": password,
-		"topic.prefix": "outbox", "plugin.name": "pgoutput",
-		"slot.name": slot, "publication.name": slot, "publication.autocreate.mode": "disabled",
-		"table.include.list": schema + ".outbox", "column.exclude.list": schema + ".outbox.txid," + schema + ".outbox.slot",
-		"snapshot.mode": "no_data", "tombstones.on.delete": "false",
+// documented is where the connector's configuration is written down.
+const documented = "docs/debezium.md"
 
-		"value.converter":                             "io.debezium.converters.BinaryDataConverter",
-		"transforms":                                  "outbox,specversion,source",
-		"transforms.outbox.type":                      "io.debezium.transforms.outbox.EventRouter",
-		"transforms.outbox.route.by.field":            "topic",
-		"transforms.outbox.route.topic.replacement":   "${routedByValue}",
-		"transforms.outbox.table.field.event.id":      "id",
-		"transforms.outbox.table.field.event.key":     "key",
-		"transforms.outbox.table.field.event.type":    "type",
-		"transforms.outbox.table.field.event.payload": "payload",
-		"transforms.outbox.table.fields.additional.placement": "id:header:ce_id,type:header:ce_type,created_at:header:ce_time," +
-			"content_type:header:content-type,seq:header:outbox-seq,headers:header:outbox-headers",
-		"transforms.specversion.type":   "org.apache.kafka.connect.transforms.InsertHeader",
-		"transforms.specversion.header": "ce_specversion", "transforms.specversion.value.literal": "1.0",
-		"transforms.source.type":   "org.apache.kafka.connect.transforms.InsertHeader",
-		"transforms.source.header": "ce_source", "transforms.source.value.literal": "/" + schema,
-	}, nil
+// connector returns the configuration that the documentation recommends, for database.
+func connector(file, database string) (map[string]string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the connector's configuration (run this from the repository's root): %w", err)
+	}
+	_, block, _ := strings.Cut(string(text), "```json\n")
+	block, _, _ = strings.Cut(block, "```")
+	var config map[string]string
+	if err := json.Unmarshal([]byte(block), &config); err != nil {
+		return nil, fmt.Errorf("read the connector's configuration in %s: %w", file, err)
+	}
+	at, err := pgx.ParseConfig(database)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(config, map[string]string{
+		"database.hostname": at.Host, "database.port": strconv.Itoa(int(at.Port)), "database.dbname": at.Database,
+		"database.user": at.User, "database.password": at.Password,
+	})
+	return config, nil
 }
 
 // remove ends the connector and its slot.
