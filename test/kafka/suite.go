@@ -18,7 +18,7 @@ import (
 func packages() []string {
 	return []string{
 		"./internal/localkafka", "./internal/kafkatest", "./internal/kafka", "./outbox", "./inbox",
-		"./services/order", "./services/email", "./services/warehouse", "./services/relay", "./test/verify", "./test/e2e",
+		"./services/order", "./services/email", "./services/warehouse", "./services/relay", "./test/verify", "./test/e2e", "./bench/outbox",
 	}
 }
 
