@@ -157,7 +157,7 @@ func TestPgBouncerHidesACrashAndARestartAndNothingIsLost(t *testing.T) {
 			waitFor(t, broker, 1)
 			eventually(t, func() error { return backlogIs(t, writer, 0) })
 
-			before := relay.rememberMore(t, writer)
+			before := relay.rememberMore(t, server, writer)
 			pooler.hide(t, func() {
 				server.crash(t)
 				server.start(t)

@@ -79,7 +79,7 @@ func TestPromotedReplicaGoesOnWhereThePrimaryWas(t *testing.T) {
 		return err
 	})
 
-	before := relay.rememberMore(t, writer)
+	before := relay.rememberMore(t, primary, writer)
 	behind.change(func(s *ownServer) *ownServer {
 		s.crash(t)
 		var promoted bool

@@ -32,7 +32,8 @@ import (
 // ownServer is a Postgres that a test may crash.
 type ownServer struct {
 	*localpg.Server
-	opts localpg.Options
+	opts      localpg.Options
+	walWriter int // its process, while it is stopped
 }
 
 func newServer(t *testing.T, change ...func(*localpg.Options)) *ownServer {
@@ -50,10 +51,10 @@ func newServer(t *testing.T, change ...func(*localpg.Options)) *ownServer {
 		Parameters: map[string]string{
 			"shared_buffers":            "16MB",
 			"max_prepared_transactions": "5",
-			// The WAL writer far behind, and nothing that wakes it: what no commit has flushed is lost in a crash.
-			"wal_writer_delay": "10s",
-			"wal_level":        "minimal",
-			"max_wal_senders":  "0",
+			// Nothing but commits and the WAL writer flushes.
+			"autovacuum":      "off",
+			"wal_level":       "minimal",
+			"max_wal_senders": "0",
 		},
 	}
 	for _, c := range change {
@@ -99,6 +100,7 @@ func (s *ownServer) start(t *testing.T) {
 
 func (s *ownServer) stop(t *testing.T) {
 	t.Helper()
+	s.signalWALWriter(syscall.SIGCONT)
 	if err := s.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -110,8 +112,29 @@ func (s *ownServer) crash(t *testing.T) {
 	if err := syscall.Kill(s.PID(), syscall.SIGQUIT); err != nil {
 		t.Fatal(err)
 	}
+	s.signalWALWriter(syscall.SIGKILL)
 	<-s.Exited()
 	s.stop(t)
+}
+
+// stopWALWriter leaves the WAL writer behind: what no commit flushes is lost in a crash.
+func (s *ownServer) stopWALWriter(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	if err := pool.QueryRow(t.Context(), `
+		SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'`).Scan(&s.walWriter); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(s.walWriter, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.signalWALWriter(syscall.SIGCONT) })
+}
+
+func (s *ownServer) signalWALWriter(sig syscall.Signal) {
+	if s.walWriter != 0 {
+		_ = syscall.Kill(s.walWriter, sig) // the postmaster may have ended it
+		s.walWriter = 0
+	}
 }
 
 // copyData copies the data of a server that is stopped.
@@ -250,9 +273,11 @@ func (w *watched) count(t *testing.T, name string) float64 {
 	return counts[name]
 }
 
-// rememberMore brings the snapshot in the relay's memory ahead of the durable one, and returns a snapshot in between.
-func (w *watched) rememberMore(t *testing.T, writer *pgxpool.Pool) (snapshot string) {
+// rememberMore brings the snapshot in the relay's memory ahead of the durable one and of what s has flushed, and returns
+// a snapshot in between.
+func (w *watched) rememberMore(t *testing.T, s *ownServer, writer *pgxpool.Pool) (snapshot string) {
 	t.Helper()
+	s.stopWALWriter(t, writer)
 	burn(t, writer, 300)
 	if err := writer.QueryRow(t.Context(), `SELECT pg_current_snapshot()::text`).Scan(&snapshot); err != nil {
 		t.Fatal(err)
@@ -296,7 +321,7 @@ func TestTroubleOfPostgresBehindAPoolerLosesNothing(t *testing.T) {
 			eventually(t, func() error { return backlogIs(t, writer, 0) })
 			trouble := tt.prepare(t, behind)
 
-			before := relay.rememberMore(t, writer)
+			before := relay.rememberMore(t, behind.server, writer)
 			said, restarts := len(relay.log.since(0)), relay.count(t, "outbox.restarts")
 			behind.change(trouble)
 			for n := 1; n <= 100; n++ {
@@ -329,6 +354,7 @@ func backendKilled(t *testing.T, _ *front) func(*ownServer) *ownServer {
 		if err := syscall.Kill(int(victim.PgConn().PID()), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		s.signalWALWriter(syscall.SIGKILL)
 		eventually(t, func() error { // the postmaster ends all others, then recovers
 			if victim.Ping(t.Context()) == nil {
 				return errors.New("the killed backend answers")
