@@ -162,10 +162,10 @@ func TestPgBouncerHidesACrashAndARestartAndNothingIsLost(t *testing.T) {
 				server.crash(t)
 				server.start(t)
 			})
-			for n := 1; n <= 100; n++ {
+			for n := 1; n <= 30; n++ {
 				write(t, writer, message("orders", "a", n))
 			}
-			eachOnceInOrder(t, waitFor(t, broker, 101), "a", 101)
+			eachOnceInOrder(t, waitFor(t, broker, 31), "a", 31)
 			relay.noticed(t, 0, 0)
 			idsWereReused(t, writer, before)
 
@@ -174,8 +174,8 @@ func TestPgBouncerHidesACrashAndARestartAndNothingIsLost(t *testing.T) {
 				server.stop(t)
 				server.start(t)
 			})
-			write(t, writer, message("orders", "a", 101))
-			eachOnceInOrder(t, waitFor(t, broker, 102), "a", 102)
+			write(t, writer, message("orders", "a", 31))
+			eachOnceInOrder(t, waitFor(t, broker, 32), "a", 32)
 			eventually(t, func() error { return backlogIs(t, writer, 0) })
 			relay.noticed(t, said, restarts)
 		})

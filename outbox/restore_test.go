@@ -88,10 +88,10 @@ func TestPromotedReplicaGoesOnWhereThePrimaryWas(t *testing.T) {
 		}
 		return replica
 	})
-	for n := 1; n <= 100; n++ {
+	for n := 1; n <= 30; n++ {
 		write(t, writer, message("orders", "a", n))
 	}
-	eachOnceInOrder(t, waitFor(t, broker, 101), "a", 101)
+	eachOnceInOrder(t, waitFor(t, broker, 31), "a", 31)
 	relay.noticed(t, 0, 0)
 	idsWereReused(t, writer, before)
 	if rebases := relay.count(t, "outbox.rebases"); rebases != 0 {
