@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -170,7 +171,7 @@ func (f *front) change(trouble func(*ownServer) *ownServer) {
 }
 
 // pool connects with the name and password in url, to whichever server is behind f.
-func (f *front) pool(t *testing.T, url string) *pgxpool.Pool {
+func (f *front) pool(t *testing.T, url string, change ...func(*pgxpool.Config)) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
@@ -193,6 +194,9 @@ func (f *front) pool(t *testing.T, url string) *pgxpool.Pool {
 	config.AfterRelease = func(*pgx.Conn) bool {
 		f.used.RUnlock()
 		return true
+	}
+	for _, c := range change {
+		c(config)
 	}
 	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
@@ -486,6 +490,66 @@ func backlogIs(t *testing.T, pool *pgxpool.Pool, want int64) error {
 		err = fmt.Errorf("backlog is %d, want %d", status.Relays[0].Backlog, want)
 	}
 	return err
+}
+
+// Behind a pooler another server can take its place between two statements of a new leader.
+func TestServerThatIsReplacedBehindANewLeaderIsIdentified(t *testing.T) {
+	t.Parallel()
+	behind := &front{server: newServer(t)}
+	behind.server.migrate(t)
+	var original localpg.Options
+	behind.change(func(s *ownServer) *ownServer {
+		s.stop(t)
+		original = s.copyData(t)
+		s.start(t)
+		return s
+	})
+	other := startServer(t, original)
+	// It was restored from elsewhere, where the lease was taken once as well.
+	conn, err := pgx.Connect(t.Context(), other.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), `
+		UPDATE orders.outbox_identity SET system_identifier = 1;
+		UPDATE orders.outbox_lease SET epoch = 1, expires_at = clock_timestamp() + interval '1 hour'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	replace := make(chan struct{})
+	replaced := make(chan struct{})
+	go func() {
+		<-replace
+		behind.change(func(*ownServer) *ownServer { return other })
+		close(replaced)
+	}()
+	var once sync.Once
+	pool := behind.pool(t, behind.server.URL("postgres"), func(config *pgxpool.Config) {
+		prepare := config.PrepareConn
+		var identified atomic.Bool
+		config.ConnConfig.Tracer = traced{ends: func(sql string) {
+			if strings.Contains(sql, "pg_control_system") {
+				identified.Store(true)
+			}
+		}}
+		config.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+			if identified.Load() {
+				once.Do(func() { close(replace) })
+				<-replaced
+			}
+			return prepare(ctx, conn)
+		}
+	})
+	broker := &outboxtest.Broker{}
+	relay := startWatched(t, pool, broker)
+	eventually(t, func() error {
+		if relay.count(t, "outbox.rebases") != 1 {
+			return errors.New("the other server is not identified")
+		}
+		return nil
+	})
 }
 
 // A sequence that starts again gives new messages of a key smaller numbers than its old ones, and numbers that are

@@ -39,6 +39,11 @@ type term struct {
 // lead publishes until ctx ends, the lease is lost or anything fails. It gives the lease away at the end.
 func (r *Relay) lead(ctx context.Context, l *lease) error {
 	defer r.release(ctx, l)
+	// The incarnation comes first: if the server changes while the rest is read, the first poll finds another one.
+	incarnation, err := r.knowServer(ctx)
+	if err != nil {
+		return err
+	}
 	if err := r.identify(ctx, l); err != nil {
 		return err
 	}
@@ -53,8 +58,8 @@ func (r *Relay) lead(ctx context.Context, l *lease) error {
 		stop(nil)
 		keeper.Wait()
 	}()
-	t := &term{r: r, lease: l}
-	err := t.work(ctx)
+	t := &term{r: r, lease: l, incarnation: incarnation}
+	err = t.work(ctx)
 	if t.broken || t.unsaved.IsZero() || errors.Is(err, errFenced) {
 		return err
 	}
@@ -91,13 +96,9 @@ func (t *term) work(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// load builds the memory of a term. The incarnation comes first: if the server changes while the rest is read, the
-// first poll finds another one.
+// load builds the memory of a term.
 func (t *term) load(ctx context.Context) error {
 	var err error
-	if t.incarnation, err = t.r.knowServer(ctx); err != nil {
-		return err
-	}
 	if t.at, err = t.r.loadCursor(ctx); err != nil {
 		return err
 	}
