@@ -39,7 +39,11 @@ func (r *Relay) Lead(ctx context.Context) (*Leader, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &term{r: r, lease: l}
+	incarnation, err := r.knowServer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t := &term{r: r, lease: l, incarnation: incarnation}
 	return &Leader{t}, t.load(ctx)
 }
 
