@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/orderflow-dev/orderflow/outbox"
@@ -53,11 +54,11 @@ func TestForgottenRelayIsNotWaitedFor(t *testing.T) {
 		}
 		return err
 	})
-	if err := forget("old"); !errors.Is(err, outbox.ErrInUse) {
+	if err := forget("old"); !errors.Is(err, outbox.ErrInUse) || !strings.Contains(err.Error(), "leads") {
 		t.Errorf("Forget of a relay that leads = %v, want ErrInUse", err)
 	}
 	stop()
-	if err := forget("old"); !errors.Is(err, outbox.ErrInUse) {
+	if err := forget("old"); !errors.Is(err, outbox.ErrInUse) || !strings.Contains(err.Error(), "1 messages are parked") {
 		t.Errorf("Forget of a relay with parked messages = %v, want ErrInUse", err)
 	}
 	if err := forget("nobody"); !errors.Is(err, outbox.ErrUnknownRelay) {
