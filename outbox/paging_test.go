@@ -23,7 +23,7 @@ func TestEveryCommittedRowIsInExactlyOneWindow(t *testing.T) {
 	t.Parallel()
 	pool := newOutbox(t).Pool
 	rapid.Check(t, func(rt *rapid.T) {
-		m := newPaging(rt, t.Context(), pool)
+		m := newPaging(t.Context(), rt, pool)
 		defer m.end()
 		for range rapid.IntRange(1, 10).Draw(rt, "steps") {
 			rapid.SampledFrom([]func(){m.begin, m.write, m.write, m.commit, m.commit, m.rollBack, m.turn, m.turn, m.die}).
@@ -60,7 +60,7 @@ type openTx struct {
 	ids []string
 }
 
-func newPaging(rt *rapid.T, ctx context.Context, pool *pgxpool.Pool) *paging {
+func newPaging(ctx context.Context, rt *rapid.T, pool *pgxpool.Pool) *paging {
 	m := &paging{
 		rt: rt, ctx: ctx, pool: pool, committed: map[string]int{}, published: map[string]int{}, pages: -1,
 	}
