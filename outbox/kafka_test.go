@@ -198,13 +198,14 @@ func TestKafkaParkedKeysGoOnInOrder(t *testing.T) {
 	if err != nil || answers[0].Err != nil {
 		t.Fatalf("raise the topic's limit: %v, %+v", err, answers)
 	}
-	for _, key := range []string{"released", "discarded"} {
-		if _, err := outbox.Release(t.Context(), db.Pool, schema, "orders", key, "ada"); err != nil {
-			t.Fatal(err)
-		}
-	}
 	eventually(t, func() error {
 		left, err := outbox.ListParked(t.Context(), db.Pool, schema)
+		for _, p := range left { // a broker learns of its topics' limits in its own time, and may refuse once more
+			if !p.Released {
+				_, releaseErr := outbox.Release(t.Context(), db.Pool, schema, p.Topic, p.Key, "ada")
+				err = errors.Join(err, releaseErr)
+			}
+		}
 		if err == nil && len(left) > 0 {
 			err = fmt.Errorf("%d messages are still parked", len(left))
 		}
