@@ -137,23 +137,22 @@ func TestStandbyTakesOverFromAProcessThatWasKilledWhenItsLeaseIsOver(t *testing.
 	write(t, db.Pool, message("orders", "a", 0))
 	broker.Read(t, 1, "orders")
 	startProcess(t, db, broker.Addrs, "standby", 0)
+	last := readLease(t, db)
 	leader.signal(t, syscall.SIGKILL)
 	_ = leader.Wait() // it was killed
-	killed := readLease(t, db)
-	if killed.Epoch != 1 || killed.Left > defaultLease.Seconds() {
-		t.Errorf("at its death the leader's epoch is %d, and %.1f s of its lease are left, want 1 and at most %v",
-			killed.Epoch, killed.Left, defaultLease)
+	if last.Left > defaultLease.Seconds() {
+		t.Errorf("when the leader was killed %.1f s of its lease were left, want at most %v", last.Left, defaultLease)
 	}
 	write(t, db.Pool, message("orders", "a", 1))
 	var next leaseIs
 	eventually(t, func() error {
-		if next = readLease(t, db); next.Epoch != 2 {
-			return fmt.Errorf("epoch is %d, want the standby to lead", next.Epoch)
+		if next = readLease(t, db); next.Epoch <= last.Epoch {
+			return fmt.Errorf("epoch is %d still, want the standby to lead", next.Epoch)
 		}
 		return nil
 	})
-	if acquired := next.Expires.Add(-defaultLease); acquired.Before(killed.Expires) {
-		t.Errorf("the standby leads since %v, before the lease of the killed one was over at %v", acquired, killed.Expires)
+	if acquired := next.Expires.Add(-defaultLease); acquired.Before(last.Expires) {
+		t.Errorf("the standby leads since %v, before the lease of the killed one was over at %v", acquired, last.Expires)
 	}
 	recordsAre(t, published(t, db, broker, "orders"), "0", "1")
 }
@@ -205,7 +204,7 @@ func TestProcessThatWasPausedPastItsLeaseCannotCheckpoint(t *testing.T) {
 	})
 	first := startProcess(t, db, fake.Addrs, "leader", time.Second)
 	eventually(t, func() error {
-		if l := readLease(t, db); l.Epoch != 1 {
+		if l := readLease(t, db); l.Epoch == 0 {
 			return errors.New("nobody leads")
 		}
 		return nil
