@@ -86,9 +86,41 @@ func (p *polled) fill(r *row) {
 	r.topic, r.key, r.kind, r.contentType = *p.topic, *p.key, *p.kind, *p.contentType
 }
 
-// rowColumns are the columns that scanRow reads.
+// rowColumns are the columns that a rowReader reads.
 const rowColumns = `seq, id, topic, key, type, content_type, headers, payload, created_at`
 
-func scanRow(rows pgx.Rows, r *row) error {
-	return rows.Scan(&r.seq, &r.id, &r.topic, &r.key, &r.kind, &r.contentType, &r.headers, &r.payload, &r.createdAt)
+// rowReader reads rows, and keeps one copy of each text that comes again and again.
+type rowReader struct {
+	row   row
+	texts map[string]string
+	into  []any
+}
+
+func newRowReader() *rowReader {
+	r := &rowReader{texts: map[string]string{}}
+	r.into = []any{
+		&r.row.seq, &r.row.id, &repeated{r.texts, &r.row.topic}, &r.row.key, &repeated{r.texts, &r.row.kind},
+		&repeated{r.texts, &r.row.contentType}, &r.row.headers, &r.row.payload, &r.row.createdAt,
+	}
+	return r
+}
+
+// scan reads the current one of rows.
+func (r *rowReader) scan(rows pgx.Rows) (*row, error) { return &r.row, rows.Scan(r.into...) }
+
+// repeated is the target of a text that is probably in seen.
+type repeated struct {
+	seen   map[string]string
+	target *string
+}
+
+// ScanBytes is [pgtype.BytesScanner].
+func (r *repeated) ScanBytes(text []byte) error {
+	one, ok := r.seen[string(text)]
+	if !ok {
+		one = string(text)
+		r.seen[one] = one
+	}
+	*r.target = one
+	return nil
 }

@@ -182,18 +182,19 @@ func (t *term) replay(ctx context.Context, order replayOrder) error {
 	defer func() { t.replaying = false }()
 	var count, after int64
 	for {
-		places, err := t.r.list(ctx, replayed(t.r.opts.Schema, t.r.opts.Name, order, t.at.prev, after))
+		all, err := t.r.list(ctx, replayed(t.r.opts.Schema, t.r.opts.Name, order, t.at.prev, after))
 		if err != nil {
 			return err
 		}
-		if err := t.pages(ctx, places, func(ctx context.Context, page []Record, aside []parkedRow) error {
+		complete := all.count() < t.r.listMax
+		if err := t.pages(ctx, all, func(ctx context.Context, page []Record, aside []parkedRow) error {
 			count += int64(len(page))
 			after = page[len(page)-1].Seq
 			return t.saveReplay(ctx, order.ID, count, aside, false)
 		}); err != nil {
 			return err
 		}
-		if len(places) < t.r.listMax {
+		if complete {
 			break
 		}
 	}

@@ -15,6 +15,9 @@ import (
 // listMax is the most rows listed at once, unless a test says so: 16 bytes each.
 const listMax = 1_000_000
 
+// chunk is how many of them are kept together. One long list would be copied as it grows, and take twice the memory.
+const chunk = 1 << 15
+
 // place is where a row of a big window is. Rows are never moved, so it can be fetched from there as long as the window
 // is not passed, because until then its leaf is not truncated.
 type place struct {
@@ -29,7 +32,7 @@ type place struct {
 // every page is what makes a relay slower the further it is behind, and fetches pages from there.
 func (t *term) window(ctx context.Context) error {
 	for {
-		places, err := t.r.list(ctx, listed{
+		all, err := t.r.list(ctx, listed{
 			where: `(txid >= pg_snapshot_xmax($1::text::pg_snapshot)
 					OR txid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))))
 				AND pg_visible_in_snapshot(txid, $2::text::pg_snapshot) AND seq > $3`,
@@ -38,10 +41,11 @@ func (t *term) window(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := t.pages(ctx, places, t.windowPage); err != nil {
+		complete := all.count() < t.r.listMax
+		if err := t.pages(ctx, all, t.windowPage); err != nil {
 			return err
 		}
-		if len(places) < t.r.listMax {
+		if complete {
 			break
 		}
 	}
@@ -62,9 +66,27 @@ type listed struct {
 	args  []any
 }
 
+// places are where rows are, by seq, in chunks.
+type places [][]place
+
+func (p places) add(at place) places {
+	if len(p) == 0 || len(p[len(p)-1]) == chunk {
+		p = append(p, nil)
+	}
+	p[len(p)-1] = append(p[len(p)-1], at)
+	return p
+}
+
+func (p places) count() (n int) {
+	for _, c := range p {
+		n += len(c)
+	}
+	return n
+}
+
 // list returns where the rows are, by seq, at most r.listMax of them.
-func (r *Relay) list(ctx context.Context, what listed) ([]place, error) {
-	var places []place
+func (r *Relay) list(ctx context.Context, what listed) (places, error) {
+	var all places
 	err := pgx.BeginTxFunc(ctx, r.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		// Compiling the query takes longer than running it over a hundred thousand rows.
 		if _, err := tx.Exec(ctx, `SET LOCAL jit = off`); err != nil {
@@ -86,7 +108,7 @@ func (r *Relay) list(ctx context.Context, what listed) ([]place, error) {
 			length int32
 		)
 		_, err = pgx.ForEachRow(rows, []any{&slot, &tid, &seq, &length}, func() error {
-			places = append(places, place{
+			all = all.add(place{
 				seq: seq, block: tid.BlockNumber, offset: tid.OffsetNumber,
 				slot: uint8(slot), size: uint8(bits.Len32(uint32(length))),
 			})
@@ -97,12 +119,12 @@ func (r *Relay) list(ctx context.Context, what listed) ([]place, error) {
 		}
 		return nil
 	})
-	return places, err
+	return all, err
 }
 
-// pages fetches and delivers the rows at places page by page, the next one while one is in flight, and calls done
-// after each.
-func (t *term) pages(ctx context.Context, places []place, done func(context.Context, []Record, []parkedRow) error) error {
+// pages fetches and delivers the rows at all places page by page, the next one while one is in flight, and calls done
+// after each. No page has places of two chunks.
+func (t *term) pages(ctx context.Context, all places, done func(context.Context, []Record, []parkedRow) error) error {
 	type fetched struct {
 		page []Record
 		err  error
@@ -116,10 +138,12 @@ func (t *term) pages(ctx context.Context, places []place, done func(context.Cont
 	next := make(chan fetched)
 	reader.Go(func() {
 		defer close(next)
-		for len(places) > 0 {
-			n := t.r.pageLength(places)
-			page, err := t.r.fetch(ctx, places[:n])
-			places = places[n:]
+		for len(all) > 0 {
+			n := t.r.pageLength(all[0])
+			page, err := t.r.fetch(ctx, all[0][:n])
+			if all[0] = all[0][n:]; len(all[0]) == 0 {
+				all[0], all = nil, all[1:] // it is not needed any more
+			}
 			select {
 			case next <- fetched{page, err}:
 			case <-ctx.Done():
@@ -208,9 +232,10 @@ func appendTID(list []byte, p place) []byte {
 
 func (r *Relay) appendRecords(page []Record, rows pgx.Rows) ([]Record, error) {
 	defer rows.Close()
+	reader := newRowReader()
 	for rows.Next() {
-		var row row
-		if err := scanRow(rows, &row); err != nil {
+		row, err := reader.scan(rows)
+		if err != nil {
 			return nil, err
 		}
 		record, err := row.record(r.source)
