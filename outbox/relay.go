@@ -42,7 +42,7 @@ type RelayOptions struct {
 	// Source is the header ce_source: who publishes. Default "/" and the schema.
 	Source string
 	// PageSize is the most messages read and published at once from a backlog. Larger pages raise throughput, memory,
-	// and the number of duplicates after a crash. Default 5000.
+	// and the number of duplicates after a crash. Default 2500.
 	PageSize int
 	// PageBytes bounds the payload bytes of a page. A single larger message still is a page. Default 8 MiB.
 	PageBytes int
@@ -65,7 +65,7 @@ type RelayOptions struct {
 func (o RelayOptions) withDefaults() RelayOptions {
 	o.Name = cmp.Or(o.Name, "relay")
 	o.Source = cmp.Or(o.Source, "/"+o.Schema)
-	o.PageSize = cmp.Or(o.PageSize, 5000)
+	o.PageSize = cmp.Or(o.PageSize, 2500)
 	o.PageBytes = cmp.Or(o.PageBytes, 8<<20)
 	o.Lease = cmp.Or(o.Lease, 4*time.Second)
 	o.MinPoll = cmp.Or(o.MinPoll, 2*time.Millisecond)
