@@ -33,6 +33,16 @@ func (b *bench) withOutbox(ctx context.Context, name string, use func(url string
 	return err
 }
 
+// withBacklog is withOutbox with a backlog.
+func (b *bench) withBacklog(ctx context.Context, name string, use func(url string) error) error {
+	return b.withOutbox(ctx, name, func(url string) error {
+		if err := fill(ctx, url, b.backlog); err != nil {
+			return err
+		}
+		return use(url)
+	})
+}
+
 func migrate(ctx context.Context, url string) error {
 	config, err := pgx.ParseConfig(url)
 	if err != nil {

@@ -12,52 +12,34 @@ import (
 	"github.com/orderflow-dev/orderflow/bench/internal/table"
 )
 
-// drain measures how fast a backlog goes to a broker that keeps nothing.
-func (b *bench) drain(ctx context.Context) ([]table.Row, error) {
-	forwarder := filepath.Join(b.server.Dir, "forwarder")
-	build := exec.CommandContext(ctx, "go", "build", "-o", forwarder, ".")
-	build.Dir = "bench/watermill"
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the Watermill forwarder: %w\n%s", err, out)
+// answers says when a broker acknowledges.
+type answers struct {
+	when  string
+	delay time.Duration
+}
+
+// drain measures how fast a backlog goes to a broker that keeps nothing. Nothing is written but the hostile backlogs: a relay
+// of a new name, and a forwarder of a new consumer group, each drain all there is.
+func (b *bench) drain(ctx context.Context) (rows []table.Row, err error) {
+	program, err := b.buildForwarder(ctx)
+	if err != nil {
+		return nil, err
 	}
-	var rows []table.Row
 	var memory []float64
-	for _, answers := range []struct {
-		when  string
-		delay time.Duration
-	}{{"at once", 0}, {"after 1 ms", time.Millisecond}} {
-		sink, err := newSink(answers.delay)
-		if err != nil {
-			return nil, err
-		}
-		defer sink.Close()
-		var calm, hostile, worse, theirs, ratios []float64
-		for n := range b.rounds {
-			var ours [2]drained
-			for i, held := range []bool{false, true} {
-				if ours[i], err = b.drainRelay(ctx, sink.ListenAddrs(), held); err != nil {
-					return nil, err
+	err = b.withBacklog(ctx, "calm", func(calm string) error {
+		return b.withForwarder(ctx, program, func(theirs *forwarder) error {
+			for _, a := range []answers{{"at once", 0}, {"after 1 ms", time.Millisecond}} {
+				legs, err := b.drainTo(ctx, a, calm, theirs, &memory)
+				if err != nil {
+					return err
 				}
-				memory = append(memory, ours[i].RSSMiB)
+				rows = append(rows, legs...)
 			}
-			their, err := b.drainWatermill(ctx, forwarder, sink.ListenAddrs())
-			if err != nil {
-				return nil, err
-			}
-			calm, hostile, theirs = append(calm, ours[0].perSec()), append(hostile, ours[1].perSec()), append(theirs, their.perSec())
-			worse, ratios = append(worse, ours[0].perSec()/ours[1].perSec()), append(ratios, ours[0].perSec()/their.perSec())
-			fmt.Printf("drain, broker answers %s, round %d: relay %.0f msg/s, hostile %.0f, watermill %.0f; relay's memory %.0f MiB\n",
-				answers.when, n+1, calm[n], hostile[n], theirs[n], ours[0].RSSMiB)
-		}
-		name := "drain, broker answers " + answers.when
-		speed, ratio, hurt := table.Median(calm), table.Median(ratios), table.Median(worse)
-		rows = append(rows,
-			table.Row{Name: name + ": relay (msg/s)", Value: speed, Format: "%.0f", Aim: "≥ 150000", Met: speed >= 150_000},
-			table.Row{Name: name + ": Watermill forwarder (msg/s)", Value: table.Median(theirs), Format: "%.0f"},
-			table.Row{Name: name + ": relay ÷ Watermill", Value: ratio, Format: "%.1f", Aim: "≥ 20", Met: ratio >= 20},
-			table.Row{Name: name + ": relay, hostile (msg/s)", Value: table.Median(hostile), Format: "%.0f"},
-			table.Row{Name: name + ": times worse when hostile", Value: hurt, Format: "%.2f", Aim: "≤ 1.3", Met: hurt <= 1.3},
-		)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, err
 	}
 	most := table.Quantile(memory, 1)
 	if most == 0 {
@@ -67,45 +49,101 @@ func (b *bench) drain(ctx context.Context) ([]table.Row, error) {
 	return append(rows, table.Row{Name: "most memory of a relay while draining (MiB resident)", Value: most, Format: "%.0f", Aim: "≤ 80", Met: most <= 80}), nil
 }
 
-// drainRelay has a relay process drain a new backlog.
-func (b *bench) drainRelay(ctx context.Context, brokers []string, held bool) (d drained, err error) {
-	err = b.withOutbox(ctx, "drain", func(url string) error {
-		if held {
-			release, err := hold(ctx, url)
-			if err != nil {
-				return err
-			}
-			defer release()
+func (b *bench) drainTo(ctx context.Context, a answers, calm string, theirs *forwarder, memory *[]float64) ([]table.Row, error) {
+	sink, err := newSink(a.delay)
+	if err != nil {
+		return nil, err
+	}
+	defer sink.Close()
+	brokers := sink.ListenAddrs()
+	name := "drain, broker answers " + a.when
+	var speeds, hostile, worse, watermill, ratios []float64
+	for n := range b.rounds {
+		ours, err := b.runRelay(ctx, calm, fmt.Sprintf("%s %d", a.when, n), brokers)
+		if err != nil {
+			return nil, err
 		}
+		held, err := b.drainHeld(ctx, brokers)
+		if err != nil {
+			return nil, err
+		}
+		their, err := theirs.drain(ctx, fmt.Sprintf("%s %d", a.when, n), brokers)
+		if err != nil {
+			return nil, err
+		}
+		*memory = append(*memory, ours.RSSMiB, held.RSSMiB)
+		speeds, hostile, watermill = append(speeds, ours.perSec()), append(hostile, held.perSec()), append(watermill, their.perSec())
+		worse, ratios = append(worse, ours.perSec()/held.perSec()), append(ratios, ours.perSec()/their.perSec())
+		fmt.Printf("%s, round %d: relay %.0f msg/s with %.0f MiB, hostile %.0f with %.0f, watermill %.0f\n",
+			name, n+1, speeds[n], ours.RSSMiB, hostile[n], held.RSSMiB, watermill[n])
+	}
+	speed, ratio, hurt := table.Median(speeds), table.Median(ratios), table.Median(worse)
+	return []table.Row{
+		{Name: name + ": relay (msg/s)", Value: speed, Format: "%.0f", Aim: "≥ 150000", Met: speed >= 150_000},
+		{Name: name + ": Watermill forwarder (msg/s)", Value: table.Median(watermill), Format: "%.0f"},
+		{Name: name + ": relay ÷ Watermill", Value: ratio, Format: "%.1f", Aim: "≥ 20", Met: ratio >= 20},
+		{Name: name + ": relay, hostile (msg/s)", Value: table.Median(hostile), Format: "%.0f"},
+		{Name: name + ": times worse when hostile", Value: hurt, Format: "%.2f", Aim: "≤ 1.3", Met: hurt <= 1.3},
+	}, nil
+}
+
+// drainHeld has a relay drain a backlog that was written while transactions were held open, which still are.
+func (b *bench) drainHeld(ctx context.Context, brokers []string) (d drained, err error) {
+	err = b.withOutbox(ctx, "hostile", func(url string) error {
+		release, err := hold(ctx, url)
+		if err != nil {
+			return err
+		}
+		defer release()
 		if err := fill(ctx, url, b.backlog); err != nil {
 			return err
 		}
-		d, err = b.runRelay(ctx, url, brokers, b.backlog)
+		d, err = b.runRelay(ctx, url, "relay", brokers)
 		return err
 	})
 	return d, err
 }
 
-// drainWatermill has the forwarder drain a backlog of the same messages in its own tables for a while.
-func (b *bench) drainWatermill(ctx context.Context, forwarder string, brokers []string) (drained, error) {
+// forwarder is the Watermill forwarder with a backlog of the same messages in its own tables.
+type forwarder struct {
+	program, url string
+	limit        time.Duration
+	messages     int
+}
+
+func (b *bench) buildForwarder(ctx context.Context) (string, error) {
+	program := filepath.Join(b.server.Dir, "forwarder")
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, ".")
+	build.Dir = "bench/watermill"
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the Watermill forwarder: %w\n%s", err, out)
+	}
+	return program, nil
+}
+
+func (b *bench) withForwarder(ctx context.Context, program string, use func(*forwarder) error) error {
 	const database = "watermill"
 	url, err := b.server.Create(ctx, database)
 	if err != nil {
-		return drained{}, err
+		return err
 	}
-	common := []string{"-url", url, "-brokers", strings.Join(brokers, ","), "-topic", topic}
 	// It makes its tables and prints how one of its rows looks.
-	prepare := exec.CommandContext(ctx, forwarder, append(common, "-prepare")...)
+	prepare := exec.CommandContext(ctx, program, "-url", url, "-topic", topic, "-prepare")
 	template, err := prepare.Output()
 	if err != nil {
-		return drained{}, fmt.Errorf("%s: %w", prepare, err)
+		return fmt.Errorf("%s: %w", prepare, err)
 	}
 	if err := inHundreds(ctx, url, b.backlog, fmt.Sprintf(string(template), payload)); err != nil {
-		return drained{}, err
+		return err
 	}
-	d, err := drain(exec.CommandContext(ctx, forwarder, append(common, "-for", b.watermill.String(), "-messages", strconv.Itoa(b.backlog))...))
-	if err != nil {
-		return drained{}, err
+	if err := use(&forwarder{program, url, b.watermill, b.backlog}); err != nil {
+		return err
 	}
-	return d, b.server.Drop(ctx, database)
+	return b.server.Drop(ctx, database)
+}
+
+// drain publishes from the beginning of the backlog for a while.
+func (f *forwarder) drain(ctx context.Context, group string, brokers []string) (drained, error) {
+	return drain(exec.CommandContext(ctx, f.program, "-url", f.url, "-group", group, "-brokers", strings.Join(brokers, ","),
+		"-for", f.limit.String(), "-messages", strconv.Itoa(f.messages)))
 }

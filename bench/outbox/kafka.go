@@ -94,47 +94,48 @@ func (b *bench) kafka(ctx context.Context) (rows []table.Row, err error) {
 			return err
 		}
 		defer worker.stop()
-		var ours, theirs, ratios []float64
-		for n := range b.rounds {
-			our, err := b.kafkaRelay(ctx, broker)
-			if err != nil {
-				return err
-			}
-			their, err := b.kafkaDebezium(ctx, broker, worker, n)
-			if err != nil {
-				return err
-			}
-			ours, theirs, ratios = append(ours, our.perSec()), append(theirs, their.perSec()), append(ratios, our.perSec()/their.perSec())
-			fmt.Printf("drain to Apache Kafka, round %d: relay %.0f msg/s, debezium %.0f; relay's memory %.0f MiB\n", n+1, ours[n], theirs[n], our.RSSMiB)
-		}
-		ratio := table.Median(ratios)
-		rows = []table.Row{
-			{Name: "drain to Apache Kafka: relay (msg/s)", Value: table.Median(ours), Format: "%.0f"},
-			{Name: "drain to Apache Kafka: Debezium in Kafka Connect (msg/s)", Value: table.Median(theirs), Format: "%.0f"},
-			{Name: "drain to Apache Kafka: relay ÷ Debezium", Value: ratio, Format: "%.1f", Aim: "≥ 3", Met: ratio >= 3},
-		}
-		return nil
+		return b.withBacklog(ctx, "kafka", func(url string) error {
+			rows, err = b.drainToKafka(ctx, broker, worker, url)
+			return err
+		})
 	})
 	return rows, err
 }
 
-func (b *bench) kafkaRelay(ctx context.Context, broker *apache) (d drained, err error) {
-	err = b.withOutbox(ctx, "kafka", func(url string) error {
-		if err := broker.empty(ctx); err != nil {
-			return err
+func (b *bench) drainToKafka(ctx context.Context, broker *apache, worker *debezium, url string) ([]table.Row, error) {
+	var ours, theirs, ratios []float64
+	for n := range b.rounds {
+		our, err := b.kafkaRelay(ctx, broker, url, n)
+		if err != nil {
+			return nil, err
 		}
-		if err := fill(ctx, url, b.backlog); err != nil {
-			return err
+		their, err := b.kafkaDebezium(ctx, broker, worker, n)
+		if err != nil {
+			return nil, err
 		}
-		if d, err = b.runRelay(ctx, url, broker.addrs, b.backlog); err != nil {
-			return err
-		}
-		n, err := broker.records(ctx)
-		if err == nil && n != b.backlog {
-			err = fmt.Errorf("the topic has %d records for %d messages", n, b.backlog)
-		}
-		return err
-	})
+		ours, theirs, ratios = append(ours, our.perSec()), append(theirs, their.perSec()), append(ratios, our.perSec()/their.perSec())
+		fmt.Printf("drain to Apache Kafka, round %d: relay %.0f msg/s with %.0f MiB, debezium %.0f\n", n+1, ours[n], our.RSSMiB, theirs[n])
+	}
+	ratio := table.Median(ratios)
+	return []table.Row{
+		{Name: "drain to Apache Kafka: relay (msg/s)", Value: table.Median(ours), Format: "%.0f"},
+		{Name: "drain to Apache Kafka: Debezium in Kafka Connect (msg/s)", Value: table.Median(theirs), Format: "%.0f"},
+		{Name: "drain to Apache Kafka: relay ÷ Debezium", Value: ratio, Format: "%.1f", Aim: "≥ 3", Met: ratio >= 3},
+	}, nil
+}
+
+func (b *bench) kafkaRelay(ctx context.Context, broker *apache, url string, round int) (drained, error) {
+	if err := broker.empty(ctx); err != nil {
+		return drained{}, err
+	}
+	d, err := b.runRelay(ctx, url, fmt.Sprint("round ", round), broker.addrs)
+	if err != nil {
+		return drained{}, err
+	}
+	n, err := broker.records(ctx)
+	if err == nil && n != b.backlog {
+		err = fmt.Errorf("the topic has %d records for %d messages", n, b.backlog)
+	}
 	return d, err
 }
 

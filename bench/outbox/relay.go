@@ -37,6 +37,7 @@ func relay(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(relayCommand, flag.ExitOnError)
 	url := flags.String("url", "", "database")
 	brokers := flags.String("brokers", "", "Kafka")
+	name := flags.String("name", "relay", "a new name publishes everything again")
 	messages := flags.Int("messages", 0, "how many to publish")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -54,7 +55,7 @@ func relay(ctx context.Context, args []string) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	counter := &counter{Publisher: outbox.NewKafkaPublisher(client), left: int64(*messages), done: stop}
-	r, err := outbox.NewRelay(pool, counter, outbox.RelayOptions{Schema: schema})
+	r, err := outbox.NewRelay(pool, counter, outbox.RelayOptions{Schema: schema, Name: *name})
 	if err != nil {
 		return err
 	}
@@ -104,14 +105,14 @@ func peakRSS() float64 {
 	return n / 1024
 }
 
-// runRelay drains messages with a relay process.
-func (b *bench) runRelay(ctx context.Context, url string, brokers []string, messages int) (drained, error) {
+// runRelay drains the backlog with a relay process, which nobody else of its name must have drained before.
+func (b *bench) runRelay(ctx context.Context, url, name string, brokers []string) (drained, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return drained{}, err
 	}
 	return drain(exec.CommandContext(ctx, self, relayCommand,
-		"-url", url, "-brokers", strings.Join(brokers, ","), "-messages", strconv.Itoa(messages)))
+		"-url", url, "-name", name, "-brokers", strings.Join(brokers, ","), "-messages", strconv.Itoa(b.backlog)))
 }
 
 // drain runs a process that moves messages and returns what it says.

@@ -39,6 +39,7 @@ func run(ctx context.Context) error {
 	url := flag.String("url", "", "database")
 	brokers := flag.String("brokers", "", "Kafka")
 	topic := flag.String("topic", "", "where the messages go")
+	group := flag.String("group", "bench", "consumer group; a new one begins at the beginning")
 	messages := flag.Int("messages", 0, "how many there are")
 	limit := flag.Duration("for", 0, "stop after this long")
 	prepare := flag.Bool("prepare", false, "make the tables, print how a row is inserted, and end")
@@ -49,7 +50,7 @@ func run(ctx context.Context) error {
 	}
 	defer db.Close()
 	subscriber, err := watermillsql.NewSubscriber(db, watermillsql.SubscriberConfig{
-		ConsumerGroup: "bench", SchemaAdapter: layout, OffsetsAdapter: watermillsql.DefaultPostgreSQLOffsetsAdapter{},
+		ConsumerGroup: *group, SchemaAdapter: layout, OffsetsAdapter: watermillsql.DefaultPostgreSQLOffsetsAdapter{},
 		PollInterval: 2 * time.Millisecond, InitializeSchema: true,
 	}, watermill.NopLogger{})
 	if err != nil {
