@@ -24,6 +24,9 @@ func (r *Relay) Checkpoint(ctx context.Context, epoch int64, incarnation, prev s
 // SetUnknownAfter says, before p publishes, how long a topic must be unknown for its records to be refused.
 func (p *KafkaPublisher) SetUnknownAfter(d time.Duration) { p.absent.limit = d }
 
+// Chunk is how many rows of a window are listed together.
+const Chunk = chunk
+
 // SetListMax says, before r runs, how many rows of a big window it lists at once.
 func (r *Relay) SetListMax(n int) { r.listMax = n }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/orderflow-dev/orderflow/outbox"
+	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
 )
 
 // A backlog is sorted once, and while a page is in flight the next one is read, and no more than that one.
@@ -80,5 +81,28 @@ func TestBigWindowIsListedOnceAndReadOnePageAhead(t *testing.T) {
 	}
 	if pages < messages/100 {
 		t.Errorf("%d pages for %d messages, want at most 100 in one", pages, messages)
+	}
+}
+
+// A window that is listed in two pieces is published whole, once, in order.
+func TestRelayDrainsAWindowOfTwoChunks(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), &outboxtest.Broker{}
+	const messages = outbox.Chunk + 100
+	if _, err := db.Pool.Exec(t.Context(), `
+		INSERT INTO orders.outbox (id, topic, key, type, content_type, payload)
+		SELECT gen_random_uuid(), 'orders', 'user-' || n % 100, 'test.happened.v1', 'application/json', '{}'
+		FROM generate_series(1, $1::integer) AS n`, messages); err != nil {
+		t.Fatal(err)
+	}
+	start(t, db.Pool, broker, outbox.RelayOptions{})
+	records := waitFor(t, broker, messages)
+	if len(records) != messages {
+		t.Errorf("%d records for %d messages, want none twice", len(records), messages)
+	}
+	for i := 1; i < len(records); i++ {
+		if records[i-1].Seq >= records[i].Seq {
+			t.Fatalf("record %d has seq %d after %d", i, records[i].Seq, records[i-1].Seq)
+		}
 	}
 }

@@ -93,7 +93,7 @@ func (b *bench) kafka(ctx context.Context) (rows []table.Row, err error) {
 		if err != nil {
 			return err
 		}
-		defer worker.stop()
+		defer worker.stop() //nolint:contextcheck // it stops what was started also when ctx has ended
 		return b.withBacklog(ctx, "kafka", func(url string) error {
 			rows, err = b.drainToKafka(ctx, broker, worker, url)
 			return err
