@@ -184,6 +184,7 @@ func memoryOverCrash(x *trial) {
 	behind := &front{server: newServer(x.t)}
 	behind.server.migrate(x.t)
 	x.pool = behind.pool(x.t, behind.server.URL("postgres"))
+	behind.server.stopWALWriter(x.t, x.pool)
 	burn(x.t, x.pool, 300) // ids that no record of the WAL mentions
 	var prev string
 	if err := x.pool.QueryRow(x.t.Context(), `SELECT pg_current_snapshot()::text`).Scan(&prev); err != nil {
