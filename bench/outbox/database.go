@@ -99,6 +99,7 @@ func inHundreds(ctx context.Context, url string, n int, statement string) error 
 				COMMIT;
 			END LOOP;
 		END $do$`, n/100-1, statement),
+		`ANALYZE`,    // the forwarder's plan needs it
 		`CHECKPOINT`) // or one would fall into what is measured
 	if err != nil {
 		return fmt.Errorf("write %d messages: %w", n, err)
