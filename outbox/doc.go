@@ -36,6 +36,8 @@
 // Behind PgBouncer in transaction mode open the pool in pgx's exec or cache_describe mode, and set [Writer.Schema] and
 // [RelayOptions.Schema]. Migrations need a direct connection.
 //
+// examples/outbox in this module is a whole program. Package outboxtest judges a service's own outbox.
+//
 // Several relays may run with one name: one leads, the others stand by and take over within five seconds of its death.
 // Relays with different names each publish every message, from a cursor of their own. A name that is added later begins
 // with the oldest message that the ring still holds. The ring waits for every name that it knows: [Forget] one that is
