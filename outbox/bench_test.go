@@ -3,8 +3,10 @@ package outbox_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime/metrics"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -167,6 +169,59 @@ func BenchmarkPoll(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What a relay costs that has nothing to do: statements, and time of the processor, in a second. Postgres' share is that of
+// the relay's connections.
+func BenchmarkIdle(b *testing.B) {
+	var statements atomic.Int64
+	pool := tracedPool(b, newOutbox(b), traced{begins: func(string) { statements.Add(1) }})
+	start(b, pool, answering(0), outbox.RelayOptions{})
+	<-time.After(2 * time.Second) // it leads, and its polls are as rare as they get
+	for b.Loop() {
+		const span = 10 * time.Second
+		before, relay, server := statements.Load(), processTime(b), backendTime(b, pool)
+		<-time.After(span)
+		b.ReportMetric(float64(statements.Load()-before)/span.Seconds(), "statements/s")
+		b.ReportMetric(1000*(processTime(b)-relay).Seconds()/span.Seconds(), "relay-ms/s")
+		b.ReportMetric(1000*(backendTime(b, pool)-server).Seconds()/span.Seconds(), "postgres-ms/s")
+	}
+}
+
+// processTime is how long this process has had a processor.
+func processTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// backendTime is how long the server processes of pool's database have had one, in steps of 10 ms (Linux).
+func backendTime(b *testing.B, pool *pgxpool.Pool) (total time.Duration) {
+	b.Helper()
+	rows, _ := pool.Query(b.Context(), `SELECT pid FROM pg_stat_activity WHERE datname = current_database()`)
+	pids, err := pgx.CollectRows(rows, pgx.RowTo[int])
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, pid := range pids {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		_, after, _ := strings.Cut(string(raw), ") ")
+		fields := strings.Fields(after)
+		for _, field := range fields[11:13] { // utime and stime
+			ticks, err := strconv.Atoi(field)
+			if err != nil {
+				b.Fatal(err)
+			}
+			total += time.Duration(ticks) * 10 * time.Millisecond
+		}
+	}
+	return total
 }
 
 // The slowest polls while a leaf of 600 MB is truncated and its files are removed. Aim: 99 in a hundred within 100 ms.
