@@ -65,7 +65,10 @@ logs: compose ## Follow what the containers say
 test-compose: ## Use, break and check the system in containers
 	@COMPOSE='$(COMPOSE)' test/compose/run $(IMAGES)
 
-.PHONY: compose
+.PHONY: compose prepare-compose
+prepare-compose: # what test-compose needs, without the tests
+	@COMPOSE='$(COMPOSE)' test/compose/run prepare
+
 compose: $(filter $(BIN)/%,$(COMPOSE)) # what $(COMPOSE) runs
 
 fmt: $(BIN)/golangci-lint ## Format the code
