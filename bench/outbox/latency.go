@@ -18,6 +18,12 @@ const aimedRate = 2000
 // latencies measures from commit to ack on Apache Kafka, in an open loop.
 func (b *bench) latencies(ctx context.Context) (rows []table.Row, err error) {
 	err = b.withKafka(ctx, func(broker *apache) error {
+		// A broker that has just started spends its time on compiling itself.
+		for range b.warmups {
+			if err := b.latency(ctx, broker, aimedRate, false, &times{}); err != nil {
+				return err
+			}
+		}
 		for _, rate := range b.rates {
 			calm, hostile := &times{}, &times{}
 			var worse []float64

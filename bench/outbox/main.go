@@ -32,14 +32,15 @@ type plan struct {
 	watermill time.Duration // how long the Watermill forwarder is watched
 	loadFor   time.Duration // of one round of latencies
 	rates     []int         // messages a second
+	warmups   int           // rounds of latencies that do not count
 	writeFor  time.Duration // of one round, of each kind of write
 	ring      int           // rows
 	polls     int           // timed in each state of the ring
 }
 
 var (
-	full  = plan{rounds: 5, backlog: 500_000, watermill: 5 * time.Second, loadFor: 10 * time.Second, rates: []int{500, 2000, 5000}, writeFor: 4 * time.Second, ring: 10_000_000, polls: 2000}
-	brief = plan{rounds: 1, backlog: 20_000, watermill: time.Second, loadFor: time.Second, rates: []int{500, 2000}, writeFor: time.Second / 2, ring: 50_000, polls: 100}
+	full  = plan{rounds: 5, backlog: 500_000, watermill: 5 * time.Second, loadFor: 10 * time.Second, rates: []int{500, 2000, 5000}, warmups: 3, writeFor: 4 * time.Second, ring: 10_000_000, polls: 2000}
+	brief = plan{rounds: 1, backlog: 20_000, watermill: time.Second, loadFor: time.Second, rates: []int{500, 2000}, warmups: 1, writeFor: time.Second / 2, ring: 50_000, polls: 100}
 )
 
 // bench is what the legs share.

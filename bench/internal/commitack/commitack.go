@@ -45,9 +45,9 @@ func Measure(ctx context.Context, load Load, pool *pgxpool.Pool, publisher outbo
 	defer stopRelay()
 	var relaying errgroup.Group
 	relaying.Go(func() error { return relay.Run(relayCtx) })
-	// The first message pays for the start of the relay, and for the client's first sight of the topic.
+	// The first messages pay for the start of the relay and of the connections, and for the topic's first segments.
 	first := load
-	first.PerSec, first.For = 1, time.Second
+	first.For = 2 * time.Second
 	if err := first.write(ctx, pool, watch); err != nil {
 		return Result{}, err
 	}
