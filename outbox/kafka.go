@@ -234,7 +234,9 @@ func (p *KafkaPublisher) classify(records []kgo.Record, round []int, errs []erro
 		case errs[i] == nil && !noted:
 			p.absent.found(topic)
 			p.topics[topic].proven = true
-		case lasted && unknownTopic(errs[i]), slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(errs[i], r) }):
+		case errs[i] != nil && topic == "", // which the client refuses, by an error without a name
+			lasted && unknownTopic(errs[i]),
+			slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(errs[i], r) }):
 			errs[i] = fmt.Errorf("%w: %w", ErrRefused, errs[i])
 		}
 	}

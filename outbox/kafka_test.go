@@ -326,6 +326,32 @@ func TestKafkaUnknownTopicParksItsKeysAndOthersFlow(t *testing.T) {
 	})
 }
 
+// Rows that SQL wrote past Write's checks, to names that no Kafka takes.
+func TestKafkaTopicThatCannotBeParksItsKeysAndOthersFlow(t *testing.T) {
+	t.Parallel()
+	db, broker := newOutbox(t), kafkatest.New(t, "orders")
+	impossible := []string{"", "..", "two words", strings.Repeat("x", 250)}
+	for _, topic := range impossible {
+		if _, err := db.Pool.Exec(t.Context(), `
+			INSERT INTO orders.outbox (id, topic, key, type, content_type, payload)
+			VALUES (gen_random_uuid(), $1, 'a', 't', 'c', '{}')`, topic); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, db.Pool, message("orders", "a", 1))
+	publisher := newKafka(t, broker)
+	publisher.SetUnknownAfter(500 * time.Millisecond)
+	start(t, db.Pool, publisher, outbox.RelayOptions{})
+	broker.Read(t, 1, "orders")
+	eventually(t, func() error {
+		parked, err := outbox.ListParked(t.Context(), db.Pool, schema)
+		if err == nil && len(parked) != len(impossible) {
+			err = fmt.Errorf("%d messages are parked, want %d: %+v", len(parked), len(impossible), parked)
+		}
+		return err
+	})
+}
+
 // triesOf reports the failed pages of a publisher.
 type triesOf struct {
 	outbox.Publisher
