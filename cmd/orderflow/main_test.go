@@ -162,6 +162,8 @@ func TestExitCodesTellScriptsWhatHappened(t *testing.T) {
 		{"a timeline without the rest of the system", api(base, "orders", "timeline", orderID(1), "--data-dir", t.TempDir()), 0, "--database-url and --kafka"},
 		{"an order that does not exist", api(base, "orders", "get", orderID(99)), 3, orderID(99)},
 		{"a cancel that comes too late", api(base, "orders", "cancel", orderID(1)), 4, "the order is completed"},
+		{"a refund without a reason", api(base, "orders", "refund", orderID(1)), 2, "--reason"},
+		{"a refund of an order that does not exist", api(base, "orders", "refund", orderID(99), "--reason", "broken"), 3, orderID(99)},
 		{"a wrong key", []string{"orders", "list", "--api", base, "--api-key", "wrong"}, 1, "--api-key"},
 		{"an api that is not there", api("http://"+nowhere, "orders", "list"), 5, nowhere},
 		{"no system at all", []string{"orders", "list", "--data-dir", t.TempDir()}, 5, "--api URL"},

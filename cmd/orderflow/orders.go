@@ -18,8 +18,8 @@ import (
 )
 
 func newOrders() *cobra.Command {
-	cmd := &cobra.Command{Use: "orders", Short: "Place, show, list, cancel and follow orders"}
-	cmd.AddCommand(newOrdersCreate(), newOrdersGet(), newOrdersList(), newOrdersCancel(), newOrdersTimeline())
+	cmd := &cobra.Command{Use: "orders", Short: "Place, show, list, cancel, refund and follow orders"}
+	cmd.AddCommand(newOrdersCreate(), newOrdersGet(), newOrdersList(), newOrdersCancel(), newOrdersRefund(), newOrdersTimeline())
 	return cmd
 }
 

@@ -113,33 +113,51 @@ hand: nothing will try it again.`,
 }
 
 func newSagaResolve() *cobra.Command {
-	cmd := newIntervention("resolve", "Say whether the charge of a saga in doubt happened",
+	cmd := newIntervention("resolve", "Say whether the charge, or the refund, of a saga in doubt happened",
 		`Settles a charge whose outcome nobody could tell, by what you have seen at the provider: look there for the order's id, which
-is the charge's reference. With --charged the order goes on, with --not-charged it fails and its stock is released.`,
+is the charge's reference. With --charged the order goes on, with --not-charged it fails and its stock is released.
+
+Settles a refund in the same way: with --refunded the order is refunded, with --not-refunded it stays as it is, and its
+refund may be asked for again.`,
 		`  orderflow saga resolve 0199… --charged --reason 'seen in the provider’s list' --yes
-  orderflow saga resolve 0199… --not-charged --reason 'the provider has no such charge' --yes`, prepareResolve)
+  orderflow saga resolve 0199… --not-charged --reason 'the provider has no such charge' --yes
+  orderflow saga resolve 0199… --refunded re_123 --reason 'seen in the provider’s list' --yes`, prepareResolve)
 	cmd.Flags().Bool("charged", false, "the provider has charged it")
 	cmd.Flags().Bool("not-charged", false, "the provider has not charged it, and never will")
 	cmd.Flags().String("intent", "", "with --charged: the provider's id of the charge, where the order has not stored it")
+	cmd.Flags().String("refunded", "", "the provider has refunded it, under this id of the provider's")
+	cmd.Flags().Bool("not-refunded", false, "the provider has not refunded it, and never will")
 	return cmd
 }
 
 func prepareResolve(cmd *cobra.Command) (intervention, error) {
-	happened, _ := cmd.Flags().GetBool("charged")
-	never, _ := cmd.Flags().GetBool("not-charged")
-	if happened == never {
-		return nil, usage("look the order's id up at the provider", "say --charged or --not-charged")
+	said := 0
+	for _, name := range []string{"charged", "not-charged", "refunded", "not-refunded"} {
+		if cmd.Flags().Changed(name) {
+			said++
+		}
 	}
-	if never && stringFlag(cmd, "intent") != "" {
+	if said != 1 {
+		return nil, usage("look the order's id up at the provider", "say --charged or --not-charged, or of a refund --refunded ID or --not-refunded")
+	}
+	charged, _ := cmd.Flags().GetBool("charged")
+	refund, intent := stringFlag(cmd, "refunded"), stringFlag(cmd, "intent")
+	if !charged && intent != "" {
 		return nil, usage("", "--intent goes with --charged")
 	}
 	return func(ctx context.Context, tx pgx.Tx, id uuid.UUID, op saga.Operator) error {
-		if never {
-			return saga.Resolve(ctx, tx, id, saga.Resolution{}, op)
+		var (
+			resolution saga.Resolution
+			err        error
+		)
+		switch {
+		case charged:
+			resolution, err = order.Charged(ctx, tx, id, intent)
+		case refund != "":
+			resolution, err = order.PaidBack(ctx, tx, id, refund)
 		}
-		resolution, err := order.Charged(ctx, tx, id, stringFlag(cmd, "intent"))
 		if errors.Is(err, order.ErrNoCharge) {
-			return fail(exitConflict, "give the provider's id of the charge with --intent", "%w", err)
+			return fail(exitConflict, "`orderflow saga show` tells what it waits for; --intent gives the provider's id of the charge", "%w", err)
 		}
 		if err != nil {
 			return fmt.Errorf("resolve saga %s: %w", id, err)

@@ -115,6 +115,8 @@ func TestSagaCommandsRefuseWhatMakesNoSense(t *testing.T) {
 		{[]string{"resolve", stuck, "--charged", "--not-charged", "--reason", "r"}, exitUsage, "--charged or --not-charged"},
 		{[]string{"resolve", stuck, "--not-charged", "--intent", "pi_1", "--reason", "r"}, exitUsage, "--intent"},
 		{[]string{"resolve", stuck, "--charged", "--reason", "r", "--yes"}, exitConflict, "--intent"},
+		{[]string{"resolve", stuck, "--refunded", "re_1", "--reason", "r", "--yes"}, exitConflict, "has sent no refund"},
+		{[]string{"resolve", stuck, "--refunded", "re_1", "--charged", "--reason", "r", "--yes"}, exitUsage, "--charged or --not-charged"},
 		{[]string{"retry", unknown, "--reason", "r", "--yes"}, exitNotFound, unknown},
 	} {
 		got := orderflow(t.Context(), slices.Concat([]string{"saga"}, tt.args, []string{"--database-url", db.URL})...)

@@ -33,8 +33,14 @@ func read(eventType string, data []byte) (payload, error) {
 		return decode[event.OrderCompleted](data)
 	case event.OrderFailedV1:
 		return decode[event.OrderFailed](data)
+	case event.OrderRefundRequestedV1:
+		return decode[event.OrderRefundRequested](data)
+	case event.OrderRefundedV1:
+		return decode[event.OrderRefunded](data)
 	case event.ShipmentCreatedV1:
 		return decode[event.ShipmentCreated](data)
+	case event.ShipmentCancelledV1:
+		return decode[event.ShipmentCancelled](data)
 	default:
 		return nil, os.ErrNotExist
 	}

@@ -12,6 +12,8 @@ const (
 	OrderCancelRequestedV1 = "order.cancel_requested.v1"
 	OrderCompletedV1       = "order.completed.v1"
 	OrderFailedV1          = "order.failed.v1"
+	OrderRefundRequestedV1 = "order.refund_requested.v1"
+	OrderRefundedV1        = "order.refunded.v1"
 )
 
 // Item is one line of an order. UnitPrice is in minor units of the order's currency.
@@ -88,3 +90,34 @@ func (OrderFailed) Topic() string     { return OrdersFailed }
 func (e OrderFailed) Key() string     { return e.UserID }
 func (OrderFailed) Type() string      { return OrderFailedV1 }
 func (e OrderFailed) Subject() string { return e.OrderID.String() }
+
+// OrderRefundRequested starts the refund of an order that was completed. The decision itself is the refund's row.
+type OrderRefundRequested struct {
+	RefundID    uuid.UUID `json:"refund_id"`
+	OrderID     uuid.UUID `json:"order_id"`
+	UserID      string    `json:"user_id"`
+	RequestedAt time.Time `json:"requested_at"`
+}
+
+func (OrderRefundRequested) Topic() string     { return Orders }
+func (e OrderRefundRequested) Key() string     { return e.UserID }
+func (OrderRefundRequested) Type() string      { return OrderRefundRequestedV1 }
+func (e OrderRefundRequested) Subject() string { return e.OrderID.String() }
+
+// OrderRefunded says that the money of a completed order was paid back. It is in the topic of the order's completion, and so
+// behind it: who has not shipped the order yet need not any more. Reason is a sentence for the user.
+type OrderRefunded struct {
+	OrderID    uuid.UUID `json:"order_id"`
+	UserID     string    `json:"user_id"`
+	UserSeq    int64     `json:"user_seq"`
+	Currency   string    `json:"currency"`
+	Total      int64     `json:"total"`
+	Email      string    `json:"email"`
+	Reason     string    `json:"reason"`
+	RefundedAt time.Time `json:"refunded_at"`
+}
+
+func (OrderRefunded) Topic() string     { return OrdersCompleted }
+func (e OrderRefunded) Key() string     { return e.UserID }
+func (OrderRefunded) Type() string      { return OrderRefundedV1 }
+func (e OrderRefunded) Subject() string { return e.OrderID.String() }

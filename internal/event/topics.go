@@ -2,10 +2,10 @@ package event
 
 // Topics, named for what they carry.
 const (
-	Orders          = "orders"           // order.placed, order.cancel_requested
-	OrdersCompleted = "orders.completed" // order.completed
+	Orders          = "orders"           // order.placed, order.cancel_requested, order.refund_requested
+	OrdersCompleted = "orders.completed" // order.completed, order.refunded
 	OrdersFailed    = "orders.failed"    // order.failed
-	Shipments       = "shipments"        // shipment.created
+	Shipments       = "shipments"        // shipment.created, shipment.cancelled
 )
 
 // Consumer groups, named like the service that runs them.

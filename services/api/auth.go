@@ -63,6 +63,7 @@ func AddKey(ctx context.Context, owner interface {
 type principal struct {
 	role   Role
 	userID string // of a user key
+	name   string // of the key
 	key    [sha256.Size]byte
 }
 
@@ -153,9 +154,9 @@ func (k *keyring) lookUp(ctx context.Context, hash [sha256.Size]byte) (p princip
 	defer cancel()
 	var stored []byte
 	err = k.pool.QueryRow(ctx, `
-		SELECT hash, role, coalesce(user_id, '')
+		SELECT hash, role, coalesce(user_id, ''), name
 		FROM api_keys
-		WHERE hash = $1 AND revoked_at IS NULL`, hash[:]).Scan(&stored, &p.role, &p.userID)
+		WHERE hash = $1 AND revoked_at IS NULL`, hash[:]).Scan(&stored, &p.role, &p.userID, &p.name)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return principal{}, false, nil
 	}

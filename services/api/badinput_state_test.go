@@ -26,6 +26,8 @@ func rowsWithState() []badInput {
 		{row: "Postgres away", name: "an order", server: "without postgres", call: post(orderBody("ada")), want: 503},
 		{row: "cancel after completion", make: cancelCompleted, want: 409},
 		{row: "cancel twice", call: get("/v1/products"), want: 200, check: cancelTwice},
+		{row: "refund before completion", make: refundPending, want: 409},
+		{row: "refund twice", call: get("/v1/products"), want: 200, check: refundTwice},
 		{row: "handler panic", server: "panicking", call: post(orderBody("ada")), want: 500, check: connectionSurvives},
 		{row: "Idempotency-Key with another body", call: call{method: "POST", path: "/v1/orders", idempotency: "other-body", body: edited("items", `[{"sku":"sku-tea","quantity":1}]`)}, want: 422, pointers: []string{"header.Idempotency-Key"}, before: placed("other-body", "ada", http.StatusCreated)},
 		{row: "Idempotency-Key in flight", call: call{method: "POST", path: "/v1/orders", idempotency: "in-flight", body: orderBody("slow")}, want: 409, before: inFlight, check: hasRetryAfter},
@@ -143,6 +145,37 @@ func cancelCompleted(t *testing.T, f *fixture) call {
 	id := f.servers["plain"].place(t, "ada")
 	setStatus(t, f.db, id, order.Pending, order.Completed)
 	return call{method: "POST", path: "/v1/orders/" + id + "/cancel", key: adaKey}
+}
+
+// refund asks for a refund of the order at path.
+func refund(path, body string, edit ...func(*call)) call {
+	c := call{method: "POST", path: path + "/refund", body: body}
+	for _, f := range edit {
+		f(&c)
+	}
+	return c
+}
+
+func refundPending(t *testing.T, f *fixture) call {
+	return refund("/v1/orders/"+f.servers["plain"].place(t, "ada"), `{"reason":"broken"}`)
+}
+
+func refundTwice(t *testing.T, f *fixture, _ reply) {
+	s := f.servers["plain"]
+	id := s.place(t, "ada")
+	setStatus(t, f.db, id, order.Pending, order.Completed)
+	first := s.do(t, refund("/v1/orders/"+id, `{"reason":"broken"}`))
+	setStatus(t, f.db, id, order.Completed, order.Refunded)
+	second := s.do(t, refund("/v1/orders/"+id, `{"reason":"asked for again"}`))
+	if first.status != 202 || second.status != 202 || first.body != second.body || !strings.Contains(first.body, `"requested_by":"`) {
+		t.Errorf("refund twice = %d %s and %d %s, want the same 202", first.status, first.body, second.status, second.body)
+	}
+	if n := count(t, f.db, `SELECT count(*) FROM orders.outbox WHERE type = 'order.refund_requested.v1' AND convert_from(payload, 'UTF8') LIKE '%' || $1 || '%'`, id); n != 1 {
+		t.Errorf("%d messages about the refund, want 1", n)
+	}
+	if n := count(t, f.db, `SELECT count(*) FROM orders.refunds WHERE order_id = $1::text::uuid AND requested_by <> '' AND reason = 'broken'`, id); n != 1 {
+		t.Errorf("%d rows tell who asked for the refund, want 1", n)
+	}
 }
 
 func cancelTwice(t *testing.T, f *fixture, _ reply) {

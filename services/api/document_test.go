@@ -68,7 +68,7 @@ func describesAll(t *testing.T, f *fixture) {
 			}
 		}
 	}
-	for _, of := range []string{"post /v1/orders", "post /v1/orders/{id}/cancel"} {
+	for _, of := range []string{"post /v1/orders", "post /v1/orders/{id}/cancel", "post /v1/orders/{id}/refund"} {
 		for _, status := range []int{400, 404, 408, 409, 413, 415, 422} {
 			if !slices.Contains(answered[of], status) && (of != "post /v1/orders" || status != 404) {
 				t.Errorf("%s did not answer %d in this test: it proves too little", of, status)

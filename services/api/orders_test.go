@@ -227,6 +227,7 @@ func TestTheDocumentDescribesEveryRoute(t *testing.T) {
 	}
 	for _, want := range []string{
 		"post /v1/orders 201 409 422 503", "get /v1/orders 200 400", "get /v1/orders/{id} 200 304 404", "post /v1/orders/{id}/cancel 202 409",
+		"post /v1/orders/{id}/refund 202 403 409",
 		"get /v1/orders/{id}/timeline 200", "get /v1/orders/{id}/events 200 404", "get /v1/products 200", "get /v1/admin/overview 200 403",
 	} {
 		words := strings.Fields(want)

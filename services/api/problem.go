@@ -39,6 +39,7 @@ const (
 	kindKeyReused      = "idempotency-key-reused"
 	kindInvalid        = "invalid-request"
 	kindDecided        = "order-already-decided"
+	kindNotRefundable  = "order-not-refundable"
 	kindOverloaded     = "overloaded"
 	kindUnavailable    = "unavailable"
 	kindRateLimited    = "rate-limited"

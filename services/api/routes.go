@@ -55,6 +55,12 @@ func (a *api) routes(mux *http.ServeMux) ([]byte, error) {
 		summary: "Cancel an order that is pending", route: route{access: anyKey}, errors: []int{404, 408, 409, 413, 415, 422},
 	}, a.cancelOrder)
 	register(a, h, operation{
+		method: http.MethodPost, path: "/v1/orders/{id}/refund", id: "refund-order", tag: "orders", status: http.StatusAccepted,
+		summary: "Pay back an order that is completed or shipped", body: reflect.TypeFor[newRefund](),
+		route:  route{access: serviceKey, needBody: true},
+		errors: []int{403, 404, 408, 409, 413, 415, 422},
+	}, a.refundOrder)
+	register(a, h, operation{
 		method: http.MethodGet, path: "/v1/orders/{id}/timeline", id: "order-timeline", tag: "orders", status: http.StatusOK,
 		summary: "What happened to an order", route: route{access: anyKey}, errors: []int{404},
 	}, a.orderTimeline)

@@ -48,7 +48,7 @@ func (a *api) orderTimeline(ctx context.Context, in *timelineInput) (*timelineOu
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	entries := []timelineEntry{}
-	for _, read := range []func(context.Context, order.DB, uuid.UUID) ([]timelineEntry, error){history, stockMoves, paymentSteps, sagaSteps} {
+	for _, read := range []func(context.Context, order.DB, uuid.UUID) ([]timelineEntry, error){history, stockMoves, paymentSteps, refunds, sagaSteps} {
 		more, err := read(ctx, a.pool, o.ID)
 		if err != nil {
 			return nil, err
@@ -101,6 +101,20 @@ func paymentSteps(ctx context.Context, db order.DB, id uuid.UUID) ([]timelineEnt
 		FROM payments
 		WHERE order_id = $1 AND status <> 'pending'`, id) // collectEntries reports the error
 	return collectEntries(rows, "payment", func(row pgx.CollectableRow, e *timelineEntry) error {
+		return row.Scan(&e.At, &e.What, &e.Detail)
+	})
+}
+
+func refunds(ctx context.Context, db order.DB, id uuid.UUID) ([]timelineEntry, error) {
+	rows, _ := db.Query(ctx, `
+		SELECT requested_at, 'requested', 'by ' || requested_by || ': ' || reason
+		FROM refunds
+		WHERE order_id = $1
+		UNION ALL
+		SELECT ended_at, state, refusal
+		FROM refunds
+		WHERE order_id = $1 AND ended_at IS NOT NULL`, id) // collectEntries reports the error
+	return collectEntries(rows, "refund", func(row pgx.CollectableRow, e *timelineEntry) error {
 		return row.Scan(&e.At, &e.What, &e.Detail)
 	})
 }

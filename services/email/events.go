@@ -21,6 +21,7 @@ const (
 	kindConfirmation = "confirmation"
 	kindFailure      = "failure"
 	kindShipped      = "shipped"
+	kindRefund       = "refund"
 )
 
 // classInvalid is the class of events that are readable and wrong.
@@ -65,6 +66,10 @@ func routes(domain string) []inbox.Route {
 		route(domain, event.OrderFailedV1, func(e event.OrderFailed) request {
 			c := content{Currency: e.Currency, Total: e.Total, Status: e.Status, Reason: e.Reason}
 			return request{e.OrderID, e.UserID, kindFailure, e.Email, c}
+		}),
+		route(domain, event.OrderRefundedV1, func(e event.OrderRefunded) request {
+			c := content{Currency: e.Currency, Total: e.Total, Reason: e.Reason}
+			return request{e.OrderID, e.UserID, kindRefund, e.Email, c}
 		}),
 		route(domain, event.ShipmentCreatedV1, func(e event.ShipmentCreated) request {
 			var c content

@@ -32,6 +32,11 @@ func TestEachEventQueuesItsEmailOnce(t *testing.T) {
 			`{"total": 2550, "reason": "Out of stock.", "status": "rejected", "currency": "EUR"}`,
 		},
 		{
+			"a refund is announced", kindRefund,
+			event.OrderRefunded{OrderID: order, UserID: "ann", Currency: "EUR", Total: 2550, Email: "ann@example.com", Reason: "It arrived broken."},
+			`{"total": 2550, "reason": "It arrived broken.", "currency": "EUR"}`,
+		},
+		{
 			"a shipment is announced", kindShipped,
 			event.ShipmentCreated{OrderID: order, UserID: "ann", Email: "ann@example.com", Items: []event.ShipmentItem{{SKU: "MUG", Name: "A mug", Quantity: 2}}},
 			`{"items": [{"name": "A mug", "quantity": 2}]}`,
@@ -63,7 +68,7 @@ func TestEachEventQueuesItsEmailOnce(t *testing.T) {
 			}
 		})
 	}
-	if n := o.count(t, "true"); n != 3 {
+	if n := o.count(t, "true"); n != 4 {
 		t.Errorf("emails: got %d, want one of each kind", n)
 	}
 }

@@ -60,6 +60,8 @@ func subject(kind string, order uuid.UUID) string {
 		return fmt.Sprintf("Your order %s is confirmed", order)
 	case kindShipped:
 		return fmt.Sprintf("Your order %s is on its way", order)
+	case kindRefund:
+		return fmt.Sprintf("Your order %s is refunded", order)
 	}
 	return fmt.Sprintf("Your order %s could not be completed", order)
 }

@@ -49,6 +49,7 @@ func TestTemplatesShowWhatTheEventSaid(t *testing.T) {
 		{"failure_rejected", kindFailure, content{Currency: "EUR", Total: 4550, Status: "rejected", Reason: "MUG is out of stock."}},
 		{"failure_payment", kindFailure, content{Currency: "EUR", Total: 4550, Status: "payment_failed", Reason: "The card was declined."}},
 		{"failure_cancelled", kindFailure, content{Currency: "EUR", Total: 4550, Status: "cancelled"}},
+		{"refund", kindRefund, content{Currency: "EUR", Total: 4550, Reason: "It arrived broken."}},
 		{"shipped", kindShipped, content{Items: items}},
 		{"hostile", kindConfirmation, content{Currency: "EUR", Total: 100, Items: []item{
 			{"<script>alert(1)</script>", 1, 50}, {"\r\n\r\nTotal 0.00 EUR\r\nBcc: x@example.com", 1, 50},

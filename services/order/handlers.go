@@ -26,7 +26,9 @@ func routes() []inbox.Route {
 	return []inbox.Route{
 		{Topic: event.Orders, Type: event.OrderPlacedV1, HandleBatch: startSagas, Check: keyIs(func(e event.OrderPlaced) string { return e.UserID })},
 		{Topic: event.Orders, Type: event.OrderCancelRequestedV1, Handle: cancel, Check: keyIs(func(e event.OrderCancelRequested) string { return e.UserID })},
+		{Topic: event.Orders, Type: event.OrderRefundRequestedV1, Handle: startRefund, Check: keyIs(func(e event.OrderRefundRequested) string { return e.UserID })},
 		{Topic: event.Shipments, Type: event.ShipmentCreatedV1, HandleBatch: ship, Check: keyIs(func(e event.ShipmentCreated) string { return e.UserID })},
+		{Topic: event.Shipments, Type: event.ShipmentCancelledV1, HandleBatch: unship, Check: keyIs(func(e event.ShipmentCancelled) string { return e.UserID })},
 	}
 }
 
@@ -163,6 +165,36 @@ func ship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
 		return err
 	}
 	return settle(ctx, tx, shipped, move{reserved: -1, shipped: 1})
+}
+
+// unship frees the stock of refunded orders that will never be handed over.
+func unship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+	events, err := decodeAll[event.ShipmentCancelled](msgs)
+	if err != nil {
+		return err
+	}
+	ids := make([]uuid.UUID, len(events))
+	for i, e := range events {
+		ids[i] = e.OrderID
+	}
+	orders, err := load(ctx, tx, ids)
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		o, ok := orders[e.OrderID]
+		if !ok {
+			return unknown(e.OrderID)
+		}
+		if o.UserID != e.UserID || o.Status != order.Refunded {
+			return inbox.PermanentAs(classInvalid, fmt.Errorf("order %s is %s and its shipment was never to be cancelled", o.ID, o.Status))
+		}
+	}
+	freed, err := endHold(ctx, tx, ids, "released")
+	if err != nil {
+		return err
+	}
+	return settle(ctx, tx, freed, move{available: 1, reserved: -1})
 }
 
 // unknown is tried again: only Postgres can say that an order exists, and it may be a restored one that is still behind.

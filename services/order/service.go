@@ -63,7 +63,8 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
-	engine, err := saga.NewEngine(pool, []*saga.Definition{definition(&payments{gateway, pool})}, saga.EngineOptions{
+	p := &payments{gateway, pool}
+	engine, err := saga.NewEngine(pool, []*saga.Definition{definition(p), refundDefinition(p)}, saga.EngineOptions{
 		Log:   log,
 		Meter: tel.Meter,
 	})

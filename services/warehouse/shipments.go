@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -20,23 +21,27 @@ const classInvalid = "business_invalid"
 
 func routes() []inbox.Route {
 	return []inbox.Route{
-		{Topic: event.OrdersCompleted, Type: event.OrderCompletedV1, Check: check, HandleBatch: ship},
+		{Topic: event.OrdersCompleted, Type: event.OrderCompletedV1, HandleBatch: ship, Check: keyIs(func(e event.OrderCompleted) string { return e.UserID })},
+		{Topic: event.OrdersCompleted, Type: event.OrderRefundedV1, HandleBatch: cancel, Check: keyIs(func(e event.OrderRefunded) string { return e.UserID })},
 	}
 }
 
-func check(msg inbox.Message) error {
-	e, err := decode(msg)
-	if err != nil {
-		return err
+// keyIs checks that a message lies where its user's messages are in order.
+func keyIs[E any](user func(E) string) func(inbox.Message) error {
+	return func(msg inbox.Message) error {
+		e, err := decode[E](msg)
+		if err != nil {
+			return err
+		}
+		if user(e) != msg.Key {
+			return errors.New("the key is not the payload's user_id")
+		}
+		return nil
 	}
-	if e.UserID != msg.Key {
-		return errors.New("the key is not the payload's user_id")
-	}
-	return nil
 }
 
-func decode(msg inbox.Message) (event.OrderCompleted, error) {
-	var e event.OrderCompleted
+func decode[E any](msg inbox.Message) (E, error) {
+	var e E
 	if err := json.Unmarshal(msg.Payload, &e); err != nil {
 		return e, inbox.PermanentAs(inbox.ClassUndecodable, fmt.Errorf("decode %s: %w", msg.Type, err))
 	}
@@ -63,7 +68,7 @@ func ship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
 	now := time.Now().UTC()
 	shipments := make([]event.ShipmentCreated, 0, len(msgs))
 	for _, msg := range msgs {
-		e, err := decode(msg)
+		e, err := decode[event.OrderCompleted](msg)
 		if err != nil {
 			return err
 		}
@@ -156,4 +161,50 @@ func insertPickLists(ctx context.Context, tx pgx.Tx, shipments []event.ShipmentC
 		return fmt.Errorf("insert pick lists: %w", err)
 	}
 	return nil
+}
+
+// cancel keeps refunded orders that have no shipment from ever getting one, and tells of it. Such an order's completion was
+// given up: it lies in front of the refund in the same topic.
+func cancel(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+	now := time.Now().UTC()
+	cancels := make([]event.ShipmentCancelled, len(msgs))
+	var ids, orders []uuid.UUID
+	var users []string
+	for i, msg := range msgs {
+		e, err := decode[event.OrderRefunded](msg)
+		if err != nil {
+			return err
+		}
+		if e.OrderID == uuid.Nil {
+			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: there is no order_id", msg.Type, msg.ID))
+		}
+		cancels[i] = event.ShipmentCancelled{ShipmentID: uuid.Must(uuid.NewV7()), OrderID: e.OrderID, UserID: e.UserID, CancelledAt: now}
+		ids, orders, users = append(ids, cancels[i].ShipmentID), append(orders, e.OrderID), append(users, e.UserID)
+	}
+	rows, _ := tx.Query(ctx, `
+		INSERT INTO shipments (id, order_id, user_id, state)
+		SELECT id, order_id, user_id, 'cancelled'
+		FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS s (id, order_id, user_id)
+		ORDER BY order_id, id
+		ON CONFLICT (order_id) DO NOTHING
+		RETURNING id`, ids, orders, users) // CollectRows reports the error
+	inserted, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	if err != nil {
+		return fmt.Errorf("cancel shipments: %w", err)
+	}
+	var events []outbox.Message
+	for _, c := range cancels {
+		if !slices.Contains(inserted, c.ShipmentID) {
+			continue
+		}
+		m, err := outbox.JSON(c)
+		if err != nil {
+			return err
+		}
+		events = append(events, m)
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	return outbox.Write(ctx, tx, events...)
 }

@@ -257,7 +257,7 @@ func TestBadEventsShipNothing(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			msg := good
 			msg.ID, msg.Key, msg.Payload = uuid.Must(uuid.NewV7()), tc.key, []byte(tc.payload)
-			err := check(msg)
+			err := routes()[0].Check(msg)
 			if (err != nil) != tc.check {
 				t.Fatalf("check: got %v, want refused %t", err, tc.check)
 			}
@@ -275,6 +275,41 @@ func TestBadEventsShipNothing(t *testing.T) {
 }
 
 // F21, I18: each record ten times, shuffled, in two consumers at once.
+// A refund comes behind its order's completion, in the same topic: it finds no shipment only if that was given up.
+func TestARefundCancelsAShipmentThatWasNeverMade(t *testing.T) {
+	t.Parallel()
+	h := newHall(t)
+	shipped, never := completed("ann", event.Item{SKU: "pen", Name: "Pen", Quantity: 1}), completed("bob", event.Item{SKU: "pen", Name: "Pen", Quantity: 1})
+	if err := h.ship(t.Context(), messageOf(t, shipped)); err != nil {
+		t.Fatal(err)
+	}
+	var refunds []inbox.Message
+	for _, e := range []event.OrderCompleted{shipped, never, never} {
+		payload, err := json.Marshal(event.OrderRefunded{OrderID: e.OrderID, UserID: e.UserID})
+		if err != nil {
+			t.Fatal(err)
+		}
+		refunds = append(refunds, inbox.Message{ID: uuid.Must(uuid.NewV7()), Key: e.UserID, Type: event.OrderRefundedV1, Payload: payload})
+	}
+	if err := pgx.BeginFunc(t.Context(), h.pool, func(tx pgx.Tx) error { return cancel(t.Context(), tx, refunds) }); err != nil {
+		t.Fatal(err)
+	}
+	for order, state := range map[uuid.UUID]string{shipped.OrderID: "shipped", never.OrderID: "cancelled"} {
+		if n := h.count(t, `SELECT count(*) FROM warehouse.shipments WHERE order_id = $1 AND state = $2`, order, state); n != 1 {
+			t.Errorf("%d shipments are %s, want 1", n, state)
+		}
+	}
+	if n := h.count(t, `SELECT count(*) FROM warehouse.outbox WHERE type = 'shipment.cancelled.v1' AND key = 'bob'`); n != 1 {
+		t.Errorf("%d messages tell of the cancelled shipment, want 1", n)
+	}
+	if err := h.ship(t.Context(), messageOf(t, never)); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(h.published(t)); n != 1 {
+		t.Errorf("%d shipments after the completion of a refunded order came late, want the first one only", n)
+	}
+}
+
 func TestADuplicatesStormShipsEachOrderOnce(t *testing.T) {
 	t.Parallel()
 	h := newHall(t)

@@ -34,6 +34,7 @@ func TestTheWalk(t *testing.T) {
 			{"the command line sees what the api does", commandLineFollowsAnOrder},
 			{"one key makes one order", oneKeyMakesOneOrder},
 			{"an accepted cancel wins at every moment", acceptedCancelsWin},
+			{"a refund pays back once, before the shipment or after it", refundsPayBackOnce},
 			{"each user's orders stay in order", usersStayInOrder},
 			{"the same record again has no second effect", duplicatesHaveNoEffect},
 			{"a poison message holds its own key only", poisonHoldsItsKey},
@@ -99,6 +100,29 @@ func commandLineFollowsAnOrder(t *testing.T, d *system.Dev) {
 	}
 	if out := d.Binary.Run(t, "orders", "get", uuid.NewString(), "--data-dir", dir); out.Code != 3 {
 		t.Errorf("orders get of an unknown order: exit code %d %s, want 3", out.Code, out.Stderr)
+	}
+}
+
+func refundsPayBackOnce(t *testing.T, d *system.Dev) {
+	dir := d.Ready.DataDir
+	for _, when := range []string{"completed", "shipped"} { // the first is a race with the shipment
+		o := system.OrderOf(system.NewUser(), "pm_ok")
+		placed := d.Place(t, o)
+		d.AwaitStatus(t, placed.ID, decided, when, "shipped")
+		for range 2 {
+			out := d.Binary.MustRun(t, "orders", "refund", placed.ID, "--reason", "it arrived broken", "--wait", "--data-dir", dir)
+			if !strings.Contains(out, "it arrived broken") {
+				t.Errorf("orders refund printed %s, want the refund", out)
+			}
+		}
+		d.AwaitStatus(t, placed.ID, decided, "refunded")
+		amount := placed.Total.Amount
+		d.AwaitOutside(t, placed.ID, fmt.Sprintf("charge %d", amount), fmt.Sprintf("refund %d", amount), "mail confirmation", "mail shipped", "mail refund")
+	}
+	declined := d.Place(t, system.OrderOf(system.NewUser(), "pm_declined"))
+	d.AwaitStatus(t, declined.ID, decided, "payment_failed")
+	if out := d.Binary.Run(t, "orders", "refund", declined.ID, "--reason", "broken", "--data-dir", dir); out.Code != 4 {
+		t.Errorf("orders refund of an order that was not charged: exit code %d %s, want 4", out.Code, out.Stderr)
 	}
 }
 

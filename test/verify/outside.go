@@ -15,11 +15,15 @@ type told struct {
 	Status   string
 	Total    int64
 	Currency string
+	Shipped  bool // the warehouse has handed it over
 }
 
 // outside compares the orders with what the provider and the mail catcher say they really did: I13, I14 and I17.
 func outside(ctx context.Context, t Target) ([]Violation, error) {
-	rows, _ := t.DB.Query(ctx, `SELECT id::text, status, total, currency FROM orders.orders`)
+	rows, _ := t.DB.Query(ctx, `
+		SELECT o.id::text, o.status, o.total, o.currency, coalesce(s.state = 'shipped', false)
+		FROM orders.orders o
+		LEFT JOIN warehouse.shipments s ON s.order_id = o.id`)
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[told])
 	if err != nil {
 		return nil, fmt.Errorf("read the orders: %w", err)
@@ -75,7 +79,7 @@ func wrongMail(orders map[string]told, mails map[string]int) []string {
 	var wrong []string
 	expected := map[string]bool{}
 	for _, o := range orders {
-		for _, kind := range mailsOf(o.Status) {
+		for _, kind := range mailsOf(o) {
 			expected[o.ID+" "+kind] = true
 		}
 	}
@@ -92,13 +96,18 @@ func wrongMail(orders map[string]told, mails map[string]int) []string {
 	return wrong
 }
 
-// mailsOf lists the emails that an order's user must have had, by the order's status at rest.
-func mailsOf(status string) []string {
-	switch status {
+// mailsOf lists the emails that an order's user must have had, as the order is at rest.
+func mailsOf(o told) []string {
+	switch o.Status {
 	case "shipped":
 		return []string{"confirmation", "shipped"}
-	case "completed", "refunded":
+	case "completed":
 		return []string{"confirmation"}
+	case "refunded":
+		if o.Shipped {
+			return []string{"confirmation", "shipped", "refund"}
+		}
+		return []string{"confirmation", "refund"}
 	case "rejected", "payment_failed", "cancelled":
 		return []string{"failure"}
 	}

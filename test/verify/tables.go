@@ -60,14 +60,15 @@ var rules = []struct {
 		SELECT 'order ' || o.id || ' is ' || o.status || ' and has ' || coalesce(m.types, 'none')
 		FROM orders.orders o
 		LEFT JOIN (
-			SELECT convert_from(payload, 'UTF8')::jsonb ->> 'order_id' AS order_id, string_agg(type, ' ') AS types
+			SELECT convert_from(payload, 'UTF8')::jsonb ->> 'order_id' AS order_id, string_agg(type, ' ' ORDER BY type) AS types
 			FROM orders.outbox
 			WHERE topic IN ('orders.completed', 'orders.failed')
 			GROUP BY 1
 		) m ON m.order_id = o.id::text
 		WHERE (m.types IS NOT NULL OR ` + inTheRing + `)
 			AND m.types IS DISTINCT FROM CASE
-				WHEN o.status IN ('completed', 'shipped', 'refunded') THEN 'order.completed.v1'
+				WHEN o.status IN ('completed', 'shipped') THEN 'order.completed.v1'
+				WHEN o.status = 'refunded' THEN 'order.completed.v1 order.refunded.v1'
 				WHEN o.status IN ('rejected', 'payment_failed', 'cancelled') THEN 'order.failed.v1' END`},
 
 	{"I10", "a parked fate without a parked message, or the other way round", fates("orders") +
@@ -97,7 +98,9 @@ var rules = []struct {
 		FROM orders.orders o
 		JOIN orders.order_items i ON i.order_id = o.id
 		LEFT JOIN orders.reservations r ON r.order_id = i.order_id AND r.sku = i.sku
-		WHERE (o.status = 'shipped') <> (coalesce(r.state, '') = 'shipped' AND r.quantity = i.quantity)`},
+		WHERE CASE o.status
+			WHEN 'refunded' THEN coalesce(r.state, '') NOT IN ('shipped', 'released') OR r.quantity <> i.quantity
+			ELSE (o.status = 'shipped') <> (coalesce(r.state, '') = 'shipped' AND r.quantity = i.quantity) END`},
 
 	{"I16", "a reservation that is held at rest", `
 		SELECT 'order ' || r.order_id || ' holds ' || r.quantity || ' ' || r.sku
@@ -109,21 +112,37 @@ var rules = []struct {
 		SELECT 'order ' || coalesce(w.id, e.order_id) || ': ' || coalesce(w.kind, e.kind) || ' is ' || coalesce(e.state, 'missing')
 			|| CASE WHEN w.id IS NULL THEN ' and unasked for' ELSE '' END
 		FROM (
-			SELECT id, unnest(CASE
-				WHEN status = 'shipped' THEN ARRAY['confirmation', 'shipped']
-				WHEN status IN ('completed', 'refunded') THEN ARRAY['confirmation']
-				WHEN status IN ('rejected', 'payment_failed', 'cancelled') THEN ARRAY['failure'] END) AS kind
-			FROM orders.orders
+			SELECT o.id, unnest(CASE
+				WHEN o.status = 'shipped' THEN ARRAY['confirmation', 'shipped']
+				WHEN o.status = 'completed' THEN ARRAY['confirmation']
+				WHEN o.status = 'refunded' AND s.state = 'shipped' THEN ARRAY['confirmation', 'shipped', 'refund']
+				WHEN o.status = 'refunded' THEN ARRAY['confirmation', 'refund']
+				WHEN o.status IN ('rejected', 'payment_failed', 'cancelled') THEN ARRAY['failure'] END) AS kind
+			FROM orders.orders o
+			LEFT JOIN warehouse.shipments s ON s.order_id = o.id
 		) w
 		FULL JOIN email.emails e ON e.order_id = w.id AND e.kind = w.kind
 		WHERE w.id IS NULL OR e.state IS DISTINCT FROM 'sent'`},
 
+	{"I18", "a refunded order whose shipment does not match its stock", `
+		SELECT 'order ' || o.id || ': its shipment is ' || coalesce(s.state, 'missing') || ', ' || r.sku || ' is ' || r.state
+		FROM orders.orders o
+		JOIN orders.reservations r ON r.order_id = o.id
+		LEFT JOIN warehouse.shipments s ON s.order_id = o.id
+		WHERE o.status = 'refunded' AND r.state IS DISTINCT FROM CASE s.state WHEN 'shipped' THEN 'shipped' WHEN 'cancelled' THEN 'released' END`},
+
+	{"I13", "a refund that does not match its order", `
+		SELECT 'order ' || o.id || ' is ' || o.status || ', its refund is ' || r.state
+		FROM orders.refunds r
+		JOIN orders.orders o ON o.id = r.order_id
+		WHERE r.state = 'requested' OR (r.state = 'paid') <> (o.status = 'refunded')`},
+
 	{"I18", "a shipment that does not match the order", `
 		SELECT 'order ' || coalesce(o.id, s.order_id) || ' is ' || coalesce(o.status, 'unknown') || ', its shipment is ' || coalesce(s.state, 'missing')
-		FROM (SELECT * FROM orders.orders WHERE status <> 'refunded') o
+		FROM orders.orders o
 		FULL JOIN warehouse.shipments s ON s.order_id = o.id
-		WHERE (o.status IS NULL AND NOT EXISTS (SELECT FROM orders.orders r WHERE r.id = s.order_id AND r.status = 'refunded'))
-			OR (coalesce(o.status, '') IN ('completed', 'shipped')) <> (s.id IS NOT NULL)
+		WHERE o.id IS NULL
+			OR (o.status <> 'refunded' AND ((o.status IN ('completed', 'shipped')) <> (s.id IS NOT NULL) OR s.state = 'cancelled'))
 			OR (o.status = 'shipped' AND s.state <> 'shipped')`},
 
 	{"I18", "an order that is shipped more than once", `

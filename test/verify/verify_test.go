@@ -174,6 +174,14 @@ func TestTheVerifierConvicts(t *testing.T) {
 		{"a charge for no order", "I14", func(_ *testing.T, s *scene) {
 			s.journal = append(s.journal, system.Entry{Kind: "charge", Reference: "nothing", Amount: 1, Currency: "EUR"})
 		}},
+		{"a refund that was promised and not paid", "I13", sql(`
+			INSERT INTO orders.refunds (id, order_id, reason, requested_by) VALUES (gen_random_uuid(), 'ID', 'broken', 'support')`)},
+		{"a refund nobody tells of", "I6", sql(`UPDATE orders.orders SET status = 'refunded'`)},
+		{"a refund without its email", "I17", sql(`UPDATE orders.orders SET status = 'refunded'`)},
+		{"a refunded order whose goods are neither here nor there", "I15", sql(`
+			UPDATE orders.orders SET status = 'refunded'; UPDATE orders.reservations SET state = 'held'`)},
+		{"a refunded order that was shipped and got its stock back", "I18", sql(`
+			UPDATE orders.orders SET status = 'refunded'; UPDATE orders.reservations SET state = 'released'`)},
 		{"stock that nobody reserved", "I15", sql(`UPDATE orders.stock SET available = 7, reserved = 1`)},
 		{"a shipped order that kept its stock", "I15", sql(`UPDATE orders.reservations SET state = 'released'`)},
 		{"a reservation held for ever", "I16", sql(`UPDATE orders.reservations SET state = 'held'`)},

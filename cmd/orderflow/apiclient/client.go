@@ -102,6 +102,32 @@ func (c *Client) Cancel(ctx context.Context, id string) (Order, error) {
 	return decodeOrder(answer.body)
 }
 
+// Refund is a refund that was accepted.
+type Refund struct {
+	RefundID    string    `json:"refund_id"`
+	OrderID     string    `json:"id"`
+	Reason      string    `json:"reason"`
+	RequestedBy string    `json:"requested_by"`
+	RequestedAt time.Time `json:"requested_at"`
+
+	Raw json.RawMessage `json:"-"` // as the api wrote it
+}
+
+// Refund asks for an order's money to be paid back. An order that is refunded already, or is being refunded, answers as it
+// did the first time.
+func (c *Client) Refund(ctx context.Context, id, reason string) (Refund, error) {
+	body, err := json.Marshal(map[string]string{"reason": reason})
+	if err != nil {
+		return Refund{}, fmt.Errorf("encode refund: %w", err)
+	}
+	answer, err := c.do(ctx, http.MethodPost, "/v1/orders/"+url.PathEscape(id)+"/refund", http.Header{"Content-Type": {"application/json"}}, body)
+	if err != nil {
+		return Refund{}, err
+	}
+	r := Refund{Raw: answer.body}
+	return r, decode(answer.body, &r, "a refund")
+}
+
 // Timeline reads what happened to an order, as far as the api knows.
 func (c *Client) Timeline(ctx context.Context, id string) (Timeline, error) {
 	answer, err := c.do(ctx, http.MethodGet, "/v1/orders/"+url.PathEscape(id)+"/timeline", nil, nil)
