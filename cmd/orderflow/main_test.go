@@ -176,6 +176,8 @@ func TestExitCodesTellScriptsWhatHappened(t *testing.T) {
 		{"dead letters without a name", []string{"dlq", "show", "12"}, 2, "dlq list"},
 		{"a replay of everything by accident", []string{"dlq", "replay", "--database-url", "postgres://me@" + nowhere + "/x"}, 2, "--all"},
 		{"a discard without a reason", []string{"dlq", "discard", "email/1"}, 2, "--reason"},
+		{"payments compared over no time", []string{"payments", "reconcile", "--since", "5m", "--until", "1h"}, 2, "--until"},
+		{"payments compared without a system", []string{"payments", "reconcile", "--data-dir", t.TempDir()}, 5, "--payment-url URL"},
 		{"outboxes without Postgres", []string{"outbox", "status", "--database-url", "postgres://me@" + nowhere + "/x"}, 5, "Postgres"},
 		{"a release of everything by accident", []string{"outbox", "release"}, 2, "--all"},
 		{"a release of some and all", []string{"outbox", "release", "u1", "--all"}, 2, "not both"},

@@ -49,7 +49,7 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	}
 	add("system", newDev(), newMigrate())
 	add("service", newServices()...)
-	add("use", newOrders(), newProducts(), newKeys(), newGroups(), newOutbox(), newDLQ(), newSaga(), newLoad())
+	add("use", newOrders(), newProducts(), newKeys(), newGroups(), newOutbox(), newDLQ(), newSaga(), newPayments(), newLoad())
 	root.AddCommand(newHealthcheck(), newVersion())
 	root.InitDefaultCompletionCmd()
 	refineUsage(root)

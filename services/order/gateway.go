@@ -170,6 +170,23 @@ func (g *gateway) byKey(ctx context.Context, key string) (intent, bool, error) {
 	return g.find(ctx, "/v1/payment_intents?idempotency_key="+url.QueryEscape(key))
 }
 
+// list returns a page of the intents that were created in [since, until), behind the one called after, and what to ask for the
+// next page with: "" on the last.
+func (g *gateway) list(ctx context.Context, since, until time.Time, after string) (intents []intent, next string, err error) {
+	q := url.Values{"created_since": {since.UTC().Format(time.RFC3339Nano)}, "created_until": {until.UTC().Format(time.RFC3339Nano)}, "after": {after}}
+	var page struct {
+		Data      []intent `json:"data"`
+		NextAfter string   `json:"next_after"`
+	}
+	if err := g.send(ctx, http.MethodGet, "/v1/payment_intents?"+q.Encode(), "", nil, &page); err != nil {
+		return nil, "", fmt.Errorf("list payment intents: %w", err)
+	}
+	if page.NextAfter != "" && page.NextAfter <= after {
+		return nil, "", fmt.Errorf("list payment intents: the page behind %q goes on behind %q", after, page.NextAfter)
+	}
+	return page.Data, page.NextAfter, nil
+}
+
 func (g *gateway) find(ctx context.Context, path string) (intent, bool, error) {
 	var got intent
 	err := g.send(ctx, http.MethodGet, path, "", nil, &got)

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -217,6 +219,20 @@ func (p *payments) findByKey(key string) (intent, bool) {
 		return *p.intents[stored.intent], true
 	}
 	return intent{}, false
+}
+
+// list returns up to limit intents that were created in [since, until), behind the one called after. Ids sort by time.
+func (p *payments) list(since, until time.Time, after string, limit int) []intent {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	found := []intent{}
+	for _, in := range p.intents {
+		if in.ID > after && !in.CreatedAt.Before(since) && in.CreatedAt.Before(until) {
+			found = append(found, *in)
+		}
+	}
+	slices.SortFunc(found, func(a, b intent) int { return strings.Compare(a.ID, b.ID) })
+	return found[:min(limit, len(found))]
 }
 
 func (p *payments) create(req request, body createBody) (outcome, error) {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -136,14 +137,44 @@ func (s *server) showIntent(w http.ResponseWriter, r *http.Request) {
 	s.finishLookup(w, in, ok)
 }
 
+// findIntent answers with the intent that was created under a key, or lists intents.
 func (s *server) findIntent(w http.ResponseWriter, r *http.Request) {
-	key := r.URL.Query().Get("idempotency_key")
+	q := r.URL.Query()
+	key := q.Get("idempotency_key")
 	if key == "" {
-		s.write(w, refuse(http.StatusBadRequest, "invalid_request", "the query parameter idempotency_key is missing"))
+		s.listIntents(w, q)
 		return
 	}
 	in, ok := s.payments.findByKey(key)
 	s.finishLookup(w, in, ok)
+}
+
+// maxPage is the most intents in one answer.
+const maxPage = 100
+
+// page is a part of the list of intents. NextAfter asks for the next one; it is empty on the last.
+type page struct {
+	Data      []intent `json:"data"`
+	NextAfter string   `json:"next_after,omitempty"`
+}
+
+func (s *server) listIntents(w http.ResponseWriter, q url.Values) {
+	var since, until time.Time
+	for name, into := range map[string]*time.Time{"created_since": &since, "created_until": &until} {
+		at, err := time.Parse(time.RFC3339Nano, q.Get(name))
+		if err != nil {
+			s.write(w, refuse(http.StatusBadRequest, "invalid_request",
+				"give idempotency_key, or created_since and created_until as RFC 3339, such as 2026-01-02T15:04:05Z"))
+			return
+		}
+		*into = at
+	}
+	found := page{Data: s.payments.list(since, until, q.Get("after"), maxPage+1)}
+	if len(found.Data) > maxPage {
+		found.Data = found.Data[:maxPage]
+		found.NextAfter = found.Data[maxPage-1].ID
+	}
+	s.finish(w, outcome{answer: answerWith(http.StatusOK, found)}, s.journal.commit())
 }
 
 func (s *server) finishLookup(w http.ResponseWriter, in intent, ok bool) {

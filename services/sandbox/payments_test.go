@@ -192,6 +192,7 @@ func TestBadPaymentRequestsAreRefused(t *testing.T) {
 		{"look-up of nothing", "GET", "/v1/payment_intents/pi_0", "", "", 404, "not_found"},
 		{"look-up of an unknown key", "GET", "/v1/payment_intents?idempotency_key=never", "", "", 404, "not_found"},
 		{"look-up without a key", "GET", "/v1/payment_intents", "", "", 400, "invalid_request"},
+		{"a list of no time", "GET", "/v1/payment_intents?created_since=today&created_until=tomorrow", "", "", 400, "invalid_request"},
 		{"a misspelled fault", "POST", "/v1/faults", "", `{"smpt":"451"}`, 400, "invalid_request"},
 		{"an unknown fault", "POST", "/v1/faults", "", `{"smtp":"on fire"}`, 400, "invalid_request"},
 	} {

@@ -1,0 +1,199 @@
+package order
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/orderflow-dev/orderflow/internal/order"
+)
+
+// Difference is a payment that the provider and the orders do not tell the same of. Here and There say what each tells. Saga is
+// where the order's saga stands: one that is not over may still settle it by itself.
+type Difference struct {
+	OrderID  string `json:"order_id"` // the provider's reference, where no order has it
+	IntentID string `json:"intent_id"`
+	What     string `json:"what"`
+	Here     string `json:"here"`
+	There    string `json:"there"`
+	Saga     string `json:"saga,omitempty"`
+}
+
+// Reconciliation is what [Reconcile] found. Compared counts the provider's intents and the payments that it did not list.
+type Reconciliation struct {
+	Since       time.Time    `json:"since"`
+	Until       time.Time    `json:"until"`
+	Compared    int          `json:"compared"`
+	Differences []Difference `json:"differences"`
+}
+
+// Reconcile compares the provider's payment intents that were created in [since, until) with the orders they are about, and the
+// payments of that time with the provider's. It changes nothing. What is under way while it looks can show as a difference:
+// until should be some minutes ago.
+func Reconcile(ctx context.Context, db order.DB, providerURL string, since, until time.Time) (Reconciliation, error) {
+	gateway, err := newGateway(providerURL)
+	if err != nil {
+		return Reconciliation{}, err
+	}
+	defer gateway.close()
+	r := reconciler{
+		gateway: gateway, db: db, listed: map[string]bool{}, paying: map[uuid.UUID]string{},
+		found: Reconciliation{Since: since, Until: until, Differences: []Difference{}},
+	}
+	for after := ""; ; {
+		intents, next, err := r.page(ctx, since, until, after)
+		if err != nil {
+			return Reconciliation{}, err
+		}
+		if err := r.theirs(ctx, intents); err != nil {
+			return Reconciliation{}, err
+		}
+		if next == "" {
+			break
+		}
+		after = next
+	}
+	return r.found, r.ours(ctx, since, until)
+}
+
+type reconciler struct {
+	gateway *gateway
+	db      order.DB
+	listed  map[string]bool      // intents that the provider has listed
+	paying  map[uuid.UUID]string // by order: the intent that is charged and not refunded
+	found   Reconciliation
+}
+
+// page gives each request to the provider its own time.
+func (r *reconciler) page(ctx context.Context, since, until time.Time, after string) ([]intent, string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*callTimeout)
+	defer cancel()
+	return r.gateway.list(ctx, since, until, after)
+}
+
+// account is what the orders know of one payment.
+type account struct {
+	OrderID  uuid.UUID
+	Total    int64
+	Currency string
+	IntentID string
+	Status   string // of table payments; "none"
+	Saga     string
+}
+
+const selectAccounts = `
+	SELECT o.id, o.total, o.currency, coalesce(p.intent_id, ''), coalesce(p.status, 'none'), coalesce(s.state, '')
+	FROM orders o
+	LEFT JOIN payments p ON p.order_id = o.id
+	LEFT JOIN saga_instances s ON s.id = o.id`
+
+// theirs compares a page of the provider's list.
+func (r *reconciler) theirs(ctx context.Context, intents []intent) error {
+	var ids []uuid.UUID
+	for _, in := range intents {
+		if id, err := uuid.Parse(in.Reference); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	rows, _ := r.db.Query(ctx, selectAccounts+` WHERE o.id = ANY($1)`, ids) // CollectRows reports the error
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[account])
+	if err != nil {
+		return fmt.Errorf("read payments: %w", err)
+	}
+	accounts := make(map[string]account, len(list))
+	for _, a := range list {
+		accounts[a.OrderID.String()] = a
+	}
+	for _, in := range intents {
+		r.found.Compared++
+		r.listed[in.ID] = true
+		a, known := accounts[in.Reference]
+		r.compare(in, a, known)
+	}
+	return nil
+}
+
+func (r *reconciler) compare(in intent, a account, known bool) {
+	there := in.Status
+	if in.Refund != "" {
+		there = "refunded"
+	}
+	there = fmt.Sprintf("%s, %d %s", there, in.Amount, in.Currency)
+	moved := in.Status == intentSucceeded
+	if !known {
+		if moved {
+			r.add(in.Reference, in.ID, "money without an order", "no such order", there, "")
+		}
+		return
+	}
+	here := fmt.Sprintf("%s, %d %s", a.Status, a.Total, a.Currency)
+	kept := moved && in.Refund == ""
+	other := r.paying[a.OrderID]
+	if kept {
+		r.paying[a.OrderID] = in.ID
+	}
+	switch {
+	case in.Amount != a.Total || in.Currency != a.Currency:
+		r.add(in.Reference, in.ID, "another amount", here, there, a.Saga)
+	case kept && other != "":
+		r.add(in.Reference, in.ID, "charged twice, also as "+other, here, there, a.Saga)
+	case a.IntentID != "" && a.IntentID != in.ID && !kept:
+		// An intent that was left behind and keeps no money.
+	case a.IntentID != "" && a.IntentID != in.ID:
+		r.add(in.Reference, in.ID, "charged under another intent than "+a.IntentID, here, there, a.Saga)
+	case kept != (a.Status == "charged"):
+		r.add(in.Reference, in.ID, map[bool]string{true: "charged there", false: "charged here"}[kept], here, there, a.Saga)
+	case (moved && !kept) != (a.Status == "refunded"):
+		r.add(in.Reference, in.ID, map[bool]string{true: "refunded here", false: "refunded there"}[a.Status == "refunded"], here, there, a.Saga)
+	}
+}
+
+// ours looks for payments that say money moved under an intent that was not listed. It may have been created just before.
+func (r *reconciler) ours(ctx context.Context, since, until time.Time) error {
+	rows, _ := r.db.Query(ctx, selectAccounts+`
+		WHERE p.status IN ('charged', 'refunded') AND p.created_at >= $1 AND p.created_at < $2
+		ORDER BY o.id`, since, until) // CollectRows reports the error
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[account])
+	if err != nil {
+		return fmt.Errorf("read payments: %w", err)
+	}
+	for _, a := range list {
+		if r.listed[a.IntentID] {
+			continue
+		}
+		r.found.Compared++
+		if err := r.lookUp(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *reconciler) lookUp(ctx context.Context, a account) error {
+	here := fmt.Sprintf("%s, %d %s", a.Status, a.Total, a.Currency)
+	if a.IntentID == "" {
+		r.add(a.OrderID.String(), "", a.Status+" here", here, "no intent is known", a.Saga)
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	in, ok, err := r.gateway.byID(ctx, a.IntentID)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		r.add(a.OrderID.String(), a.IntentID, a.Status+" here", here, "no such intent", a.Saga)
+	case in.Reference != a.OrderID.String():
+		r.add(a.OrderID.String(), a.IntentID, a.Status+" here", here, "the intent is of "+in.Reference, a.Saga)
+	default:
+		r.compare(in, a, true)
+	}
+	return nil
+}
+
+func (r *reconciler) add(orderID, intentID, what, here, there, saga string) {
+	r.found.Differences = append(r.found.Differences, Difference{orderID, intentID, what, here, there, saga})
+}

@@ -1,0 +1,148 @@
+package order
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/orderflow-dev/orderflow/internal/event"
+)
+
+// post asks the provider for something, past the order service.
+func (w *world) post(t *testing.T, path string, body map[string]any) (id string) {
+	t.Helper()
+	raw, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.sandbox+path, bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Idempotency-Key", uuid.NewString())
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var made struct{ ID string }
+	if err := json.NewDecoder(resp.Body).Decode(&made); err != nil || resp.StatusCode >= 300 {
+		t.Fatalf("POST %s = %d, %v", path, resp.StatusCode, err)
+	}
+	return made.ID
+}
+
+// charge makes a payment that the order service knows nothing of.
+func (w *world) charge(t *testing.T, reference string, amount int64) string {
+	t.Helper()
+	id := w.post(t, "/v1/payment_intents", map[string]any{"amount": amount, "currency": "EUR", "payment_method": "pm_ok", "reference": reference})
+	w.post(t, "/v1/payment_intents/"+id+"/confirm", map[string]any{})
+	return id
+}
+
+func (w *world) exec(t *testing.T, sql string, args ...any) {
+	t.Helper()
+	if _, err := w.DB.Pool.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) reconcile(t *testing.T, since, until time.Time) Reconciliation {
+	t.Helper()
+	r, err := Reconcile(t.Context(), w.pool, w.sandbox, since, until)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestReconcileFindsWhatDiffers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, map[string]int64{"pen": 1000}, nil)
+	since := time.Now().Add(-time.Minute)
+	paid := func() event.OrderPlaced {
+		e := w.place(t, uuid.NewString(), "pm_ok", item("pen", 2))
+		w.broker.Produce(t, record(t, e))
+		w.awaitStatus(t, e.OrderID, "completed")
+		return e
+	}
+	refunded := paid()
+	w.requestRefund(t, refunded)
+	w.awaitStatus(t, refunded.OrderID, "refunded")
+	declined := w.place(t, "dan", "pm_declined", item("pen", 2))
+	w.broker.Produce(t, record(t, declined))
+	w.awaitStatus(t, declined.OrderID, "payment_failed")
+	paid()
+	if r := w.reconcile(t, since, time.Now().Add(time.Minute)); r.Compared != 3 || len(r.Differences) != 0 {
+		t.Errorf("Reconcile of payments that agree = %+v, want 3 compared and no difference", r)
+	}
+
+	intentOf := func(e event.OrderPlaced) string {
+		return w.text(t, `SELECT intent_id FROM orders.payments WHERE order_id = $1`, e.OrderID)
+	}
+	want := map[string]int{} // "order: what", counted
+	expect := func(reference, what string) { want[reference+": "+what]++ }
+
+	lost := paid()
+	w.exec(t, `UPDATE orders.payments SET status = 'cancelled' WHERE order_id = $1`, lost.OrderID)
+	expect(lost.OrderID.String(), "charged there")
+
+	behind := paid()
+	w.post(t, "/v1/refunds", map[string]any{"payment_intent": intentOf(behind)})
+	expect(behind.OrderID.String(), "charged here")
+
+	early := paid()
+	w.exec(t, `UPDATE orders.payments SET status = 'refunded' WHERE order_id = $1`, early.OrderID)
+	expect(early.OrderID.String(), "charged there")
+
+	twice := paid()
+	w.charge(t, twice.OrderID.String(), 2000)
+	expect(twice.OrderID.String(), "charged twice, also as "+intentOf(twice))
+
+	w.charge(t, "someone-elses", 500)
+	expect("someone-elses", "money without an order")
+
+	w.charge(t, declined.OrderID.String(), 1)
+	expect(declined.OrderID.String(), "another amount")
+
+	gone := paid()
+	w.exec(t, `UPDATE orders.payments SET intent_id = 'pi_gone' WHERE order_id = $1`, gone.OrderID)
+	expect(gone.OrderID.String(), "charged under another intent than pi_gone")
+	expect(gone.OrderID.String(), "charged here")
+
+	for range 120 { // more than a page, of intents that moved nothing
+		w.post(t, "/v1/payment_intents", map[string]any{"amount": 1, "currency": "EUR", "payment_method": "pm_ok", "reference": "idle"})
+	}
+	until := time.Now().Add(time.Minute)
+	r := w.reconcile(t, since, until)
+	for _, d := range r.Differences {
+		want[d.OrderID+": "+d.What]--
+	}
+	for what, n := range want {
+		if n != 0 {
+			t.Errorf("%s: found %d times too few", what, n)
+		}
+	}
+	if r.Compared != 3+8+1+120 { // those that agree, eight more intents, pi_gone that is looked up, and the idle ones
+		t.Errorf("compared %d payments, want 132", r.Compared)
+	}
+	if t.Failed() {
+		t.Logf("%+v", r.Differences)
+	}
+	if r := w.reconcile(t, since.Add(-time.Hour), since); r.Compared != 0 || len(r.Differences) != 0 {
+		t.Errorf("Reconcile of an hour without payments = %+v, want nothing", r)
+	}
+}
+
+func TestReconcileSaysWhenTheProviderDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	s := newShop(t, map[string]int64{"pen": 1})
+	if _, err := Reconcile(t.Context(), s.pool, "http://127.0.0.1:1", time.Now().Add(-time.Hour), time.Now()); err == nil {
+		t.Error("Reconcile without a provider = nil, want an error")
+	}
+}
