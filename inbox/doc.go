@@ -11,6 +11,8 @@
 //	…
 //	err = consumer.Run(ctx) // until ctx ends
 //
+// [Typed] and [TypedBatch] make routes whose handlers get payloads decoded.
+//
 // # Order
 //
 // Messages with one key of one topic are handled in the order they were published, one at a time. Different keys run
@@ -39,6 +41,14 @@
 // are parked behind it. Every consumer drains the holds of its group with growing delays, head first; a message that
 // keeps failing while others of its type succeed is dead. A copy of a dead message goes to the topic "<group>.dlq" through the
 // outbox of the same schema. Its key stays held until [Replay] or [DiscardParked], unless its route says [ReleaseKey].
+//
+// # Versions
+//
+// The last part of a type is its major version: order.placed.v2. Within one, writers add fields and readers ignore what
+// they do not know. For a new one the consumers go first: deploy the route of v2 with an [Upcast] from v1, and it reads
+// both; then the writers. A message of a version that is newer than its route's, or older without an upcaster, is held with
+// its key until a consumer starts that reads it. An upcaster may go when no message of its version is left in the topic or
+// among the parked.
 //
 // # Where it ends
 //

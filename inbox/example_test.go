@@ -91,6 +91,38 @@ func ExampleBatchHandler() {
 	_ = inbox.Route{Topic: "orders", Type: "order.placed.v1", HandleBatch: count}
 }
 
+// One handler reads what is written today and what was written before the total had a currency.
+func ExampleTyped() {
+	type v1 struct {
+		Cents int64 `json:"cents"`
+	}
+	type v2 struct {
+		Amount   int64  `json:"amount"`
+		Currency string `json:"currency"`
+	}
+	route := inbox.Typed("orders", "order.placed.v2", func(_ context.Context, _ pgx.Tx, e inbox.Event[v2]) error {
+		fmt.Println(e.Type, "of", e.Data.Amount, e.Data.Currency)
+		return nil
+	}, inbox.Upcast("order.placed.v1", func(old v1) (v2, error) {
+		return v2{Amount: old.Cents, Currency: "EUR"}, nil
+	}))
+
+	// A consumer does this for each message:
+	for _, msg := range []inbox.Message{
+		{Type: "order.placed.v1", Payload: []byte(`{"cents": 995}`)},
+		{Type: "order.placed.v2", Payload: []byte(`{"amount": 1200, "currency": "JPY", "gift": true}`)},
+		{Type: "order.placed.v2", Payload: []byte(`{"amount": "many"}`)},
+	} {
+		if err := route.Handle(context.Background(), nil, msg); err != nil {
+			fmt.Println(err)
+		}
+	}
+	// Output:
+	// order.placed.v1 of 995 EUR
+	// order.placed.v2 of 1200 JPY
+	// decode order.placed.v2: json: cannot unmarshal string into Go struct field v2.amount of type int64
+}
+
 // An operator hands the dead letters of one key back once their cause is mended.
 func ExampleReplay() {
 	replay := func(ctx context.Context, pool *pgxpool.Pool) error {

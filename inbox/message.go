@@ -61,7 +61,8 @@ const (
 	ReleaseKey
 )
 
-// Route sends the messages of one type in one topic to a handler. Exactly one of Handle and HandleBatch is set.
+// Route sends the messages of one type in one topic to a handler. Exactly one of Handle and HandleBatch is set. [Typed] and
+// [TypedBatch] make routes whose handlers get payloads decoded.
 type Route struct {
 	Topic, Type string
 	Handle      Handler
@@ -71,4 +72,9 @@ type Route struct {
 	// An error makes the message dead, with class key_mismatch unless [WithClass] gives another.
 	Check  func(Message) error
 	Policy Policy
+
+	older []string // types of earlier versions that the handler reads as well
 }
+
+// Types returns the types of the route's messages: its own, and those that it has an [Upcast] for.
+func (r Route) Types() []string { return append([]string{r.Type}, r.older...) }

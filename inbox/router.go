@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -30,16 +31,23 @@ func newRouter(routes []Route) (*router, error) {
 		errs = append(errs, errors.New("no routes"))
 	}
 	for _, rt := range routes {
-		at := topicType{rt.Topic, rt.Type}
 		switch {
 		case rt.Topic == "" || rt.Type == "":
 			errs = append(errs, fmt.Errorf("route %q %q: topic or type is empty", rt.Topic, rt.Type))
 		case (rt.Handle == nil) == (rt.HandleBatch == nil):
 			errs = append(errs, fmt.Errorf("route %s %s: set exactly one of Handle and HandleBatch", rt.Topic, rt.Type))
-		case r.byType[at] != nil:
-			errs = append(errs, fmt.Errorf("route %s %s: given twice", rt.Topic, rt.Type))
 		}
-		r.byType[at] = &route{Route: rt}
+		one := &route{Route: rt} // for all its types: their messages share batches
+		for _, typ := range rt.Types() {
+			at := topicType{rt.Topic, typ}
+			switch {
+			case r.byType[at] != nil:
+				errs = append(errs, fmt.Errorf("route %s %s: given twice", rt.Topic, typ))
+			case typ != rt.Type && !olderVersion(typ, rt.Type):
+				errs = append(errs, fmt.Errorf("route %s %s: %q is no older version of it", rt.Topic, rt.Type, typ))
+			}
+			r.byType[at] = one
+		}
 		if name, _, ok := splitVersion(rt.Type); ok {
 			r.names[topicType{rt.Topic, name}] = true
 		}
@@ -66,7 +74,7 @@ func (r *router) topics() []string {
 	return topics
 }
 
-// routed returns the topic and type of each route, as two columns.
+// routed returns the topics and types that have a route, as two columns.
 func (r *router) routed() (topics, types []string) {
 	for at := range r.byType {
 		topics, types = append(topics, at.topic), append(types, at.typ)
@@ -91,4 +99,16 @@ func splitVersion(typ string) (name, version string, ok bool) {
 		return typ, "", false
 	}
 	return typ[:i], typ[i+1:], true
+}
+
+// olderVersion reports whether a is an earlier major version of type b.
+func olderVersion(a, b string) bool {
+	nameA, versionA, okA := splitVersion(a)
+	nameB, versionB, okB := splitVersion(b)
+	if !okA || !okB || nameA != nameB {
+		return false
+	}
+	numberA, errA := strconv.ParseUint(versionA[1:], 10, 64)
+	numberB, errB := strconv.ParseUint(versionB[1:], 10, 64)
+	return errA == nil && errB == nil && numberA < numberB
 }

@@ -4,14 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/event/eventtest"
 )
 
 // payload is what every event type offers to a producer.
@@ -52,25 +51,8 @@ func decode[T payload](data []byte) (payload, error) {
 	return e, err
 }
 
-func goldens(t *testing.T) map[string][]byte {
-	t.Helper()
-	files, err := filepath.Glob("testdata/*.json")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("Glob(testdata) = %v, %v, want golden files", files, err)
-	}
-	found := make(map[string][]byte)
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found[strings.TrimSuffix(filepath.Base(file), ".json")] = data
-	}
-	return found
-}
-
 func TestEveryGoldenPayloadStaysReadable(t *testing.T) {
-	for eventType, golden := range goldens(t) {
+	for eventType, golden := range eventtest.Goldens(t) {
 		e, err := read(eventType, golden)
 		if err != nil {
 			t.Errorf("read(%s): %v", eventType, err)
@@ -93,7 +75,7 @@ func TestEveryGoldenPayloadStaysReadable(t *testing.T) {
 }
 
 func TestAReaderIgnoresFieldsItDoesNotKnow(t *testing.T) {
-	for eventType, golden := range goldens(t) {
+	for eventType, golden := range eventtest.Goldens(t) {
 		newer := bytes.Replace(golden, []byte("{"), []byte(`{"added_later": {"by": "a newer writer"},`), 1)
 		if _, err := read(eventType, newer); err != nil {
 			t.Errorf("read(%s with an unknown field): %v", eventType, err)
@@ -102,7 +84,7 @@ func TestAReaderIgnoresFieldsItDoesNotKnow(t *testing.T) {
 }
 
 func TestEveryGoldenPayloadFitsItsSchema(t *testing.T) {
-	for eventType, golden := range goldens(t) {
+	for eventType, golden := range eventtest.Goldens(t) {
 		compiler := jsonschema.NewCompiler()
 		compiler.AssertFormat()
 		schema, err := compiler.Compile("schema/" + eventType + ".json")
@@ -129,7 +111,7 @@ func TestEveryTopicIsListed(t *testing.T) {
 	for _, topic := range event.Topics() {
 		listed[topic] = true
 	}
-	for eventType, golden := range goldens(t) {
+	for eventType, golden := range eventtest.Goldens(t) {
 		e, err := read(eventType, golden)
 		if err != nil {
 			t.Fatal(err)

@@ -84,59 +84,31 @@ func routes(domain string) []inbox.Route {
 // route returns the route of the events of type E, which ask for the email that is made of them.
 func route[E interface{ Topic() string }](domain, eventType string, ask func(E) request) inbox.Route {
 	var e E
-	return inbox.Route{
-		Topic: e.Topic(), Type: eventType, Policy: inbox.ReleaseKey,
-		Check: func(msg inbox.Message) error {
-			e, err := decode[E](msg)
-			if err != nil {
-				return err
-			}
-			if ask(e).userID != msg.Key {
-				return errors.New("the key is not the payload's user_id")
-			}
-			return nil
-		},
-		HandleBatch: func(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
-			return enqueue(ctx, tx, domain, msgs, func(msg inbox.Message) (request, error) {
-				e, err := decode[E](msg)
-				if err != nil {
-					return request{}, err
-				}
-				return ask(e), nil
-			})
-		},
-	}
+	r := inbox.TypedBatch(e.Topic(), eventType, func(ctx context.Context, tx pgx.Tx, events []inbox.Event[E]) error {
+		return enqueue(ctx, tx, domain, events, ask)
+	})
+	r.Policy = inbox.ReleaseKey
+	return r
 }
 
-func decode[E any](msg inbox.Message) (E, error) {
-	var e E
-	if err := json.Unmarshal(msg.Payload, &e); err != nil {
-		return e, inbox.PermanentAs(inbox.ClassUndecodable, fmt.Errorf("decode %s: %w", msg.Type, err))
-	}
-	return e, nil
-}
-
-// enqueue inserts the emails that msgs ask for, as queued.
-func enqueue(ctx context.Context, tx pgx.Tx, domain string, msgs []inbox.Message, read func(inbox.Message) (request, error)) error {
+// enqueue inserts the emails that events ask for, as queued.
+func enqueue[E any](ctx context.Context, tx pgx.Tx, domain string, events []inbox.Event[E], ask func(E) request) error {
 	var (
 		ids, orders                              []uuid.UUID
 		users, kinds, addresses, data, messageID []string
 	)
 	// Sorted: two consumers that insert the same orders' emails in different orders would deadlock.
-	msgs = slices.SortedFunc(slices.Values(msgs), func(a, b inbox.Message) int { return strings.Compare(a.Subject, b.Subject) })
-	for _, msg := range msgs {
-		r, err := read(msg)
-		if err != nil {
-			return err
-		}
+	events = slices.SortedFunc(slices.Values(events), func(a, b inbox.Event[E]) int { return strings.Compare(a.Subject, b.Subject) })
+	for _, e := range events {
+		r := ask(e.Data)
 		if err := r.check(); err != nil {
-			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: %w", msg.Type, msg.ID, err))
+			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: %w", e.Type, e.ID, err))
 		}
 		shown, err := json.Marshal(r.content)
 		if err != nil {
 			return inbox.Permanent(fmt.Errorf("encode the content of an email: %w", err))
 		}
-		ids, orders, users = append(ids, msg.ID), append(orders, r.orderID), append(users, r.userID)
+		ids, orders, users = append(ids, e.ID), append(orders, r.orderID), append(users, r.userID)
 		kinds, addresses, data = append(kinds, r.kind), append(addresses, r.to), append(data, string(shown))
 		messageID = append(messageID, r.orderID.String()+"."+r.kind+"@"+domain)
 	}

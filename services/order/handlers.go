@@ -2,7 +2,6 @@ package order
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -24,58 +23,20 @@ const (
 
 func routes() []inbox.Route {
 	return []inbox.Route{
-		{Topic: event.Orders, Type: event.OrderPlacedV1, HandleBatch: startSagas, Check: keyIs(func(e event.OrderPlaced) string { return e.UserID })},
-		{Topic: event.Orders, Type: event.OrderCancelRequestedV1, Handle: cancel, Check: keyIs(func(e event.OrderCancelRequested) string { return e.UserID })},
-		{Topic: event.Orders, Type: event.OrderRefundRequestedV1, Handle: startRefund, Check: keyIs(func(e event.OrderRefundRequested) string { return e.UserID })},
-		{Topic: event.Shipments, Type: event.ShipmentCreatedV1, HandleBatch: ship, Check: keyIs(func(e event.ShipmentCreated) string { return e.UserID })},
-		{Topic: event.Shipments, Type: event.ShipmentCancelledV1, HandleBatch: unship, Check: keyIs(func(e event.ShipmentCancelled) string { return e.UserID })},
+		inbox.TypedBatch(event.Orders, event.OrderPlacedV1, startSagas),
+		inbox.Typed(event.Orders, event.OrderCancelRequestedV1, cancel),
+		inbox.Typed(event.Orders, event.OrderRefundRequestedV1, startRefund),
+		inbox.TypedBatch(event.Shipments, event.ShipmentCreatedV1, ship),
+		inbox.TypedBatch(event.Shipments, event.ShipmentCancelledV1, unship),
 	}
-}
-
-// keyIs checks that a message lies where its user's messages are in order.
-func keyIs[E any](user func(E) string) func(inbox.Message) error {
-	return func(msg inbox.Message) error {
-		e, err := decode[E](msg)
-		if err != nil {
-			return err
-		}
-		if user(e) != msg.Key {
-			return fmt.Errorf("message %s: the key is not the user", msg.ID)
-		}
-		return nil
-	}
-}
-
-func decode[E any](msg inbox.Message) (E, error) {
-	var e E
-	if err := json.Unmarshal(msg.Payload, &e); err != nil {
-		return e, inbox.PermanentAs(inbox.ClassUndecodable, fmt.Errorf("decode %s: %w", msg.Type, err))
-	}
-	return e, nil
-}
-
-func decodeAll[E any](msgs []inbox.Message) ([]E, error) {
-	events := make([]E, len(msgs))
-	for i, msg := range msgs {
-		e, err := decode[E](msg)
-		if err != nil {
-			return nil, err
-		}
-		events[i] = e
-	}
-	return events, nil
 }
 
 // startSagas starts the saga of each order that was placed. A saga has its order's id, so the same order placed by another
 // message starts nothing.
-func startSagas(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
-	events, err := decodeAll[event.OrderPlaced](msgs)
-	if err != nil {
-		return err
-	}
+func startSagas(ctx context.Context, tx pgx.Tx, events []inbox.Event[event.OrderPlaced]) error {
 	ids := make([]uuid.UUID, len(events))
 	for i, e := range events {
-		ids[i] = e.OrderID
+		ids[i] = e.Data.OrderID
 	}
 	orders, err := load(ctx, tx, ids)
 	if err != nil {
@@ -83,14 +44,14 @@ func startSagas(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
 	}
 	starts := make([]saga.NewInstance, len(events))
 	for i, e := range events {
-		o, ok := orders[e.OrderID]
+		o, ok := orders[e.Data.OrderID]
 		if !ok {
-			return unknown(e.OrderID)
+			return unknown(e.Data.OrderID)
 		}
-		if err := agrees(o, e); err != nil {
+		if err := agrees(o, e.Data); err != nil {
 			return inbox.PermanentAs(classInvalid, err)
 		}
-		starts[i] = start(e)
+		starts[i] = start(e.Data)
 	}
 	return saga.Start(ctx, tx, starts...)
 }
@@ -111,11 +72,8 @@ func agrees(o order.Order, e event.OrderPlaced) error {
 
 // cancel wakes the saga of an order whose cancel was accepted. The decision is in the order's row, so a message without one
 // there is none of ours.
-func cancel(ctx context.Context, tx pgx.Tx, msg inbox.Message) error {
-	e, err := decode[event.OrderCancelRequested](msg)
-	if err != nil {
-		return err
-	}
+func cancel(ctx context.Context, tx pgx.Tx, requested inbox.Event[event.OrderCancelRequested]) error {
+	e := requested.Data
 	o, err := order.ByID(ctx, tx, e.OrderID)
 	switch {
 	case errors.Is(err, order.ErrNotFound):
@@ -129,14 +87,10 @@ func cancel(ctx context.Context, tx pgx.Tx, msg inbox.Message) error {
 }
 
 // ship notes what the warehouse has handed over. Stock is shared between users, so it comes last and set-based.
-func ship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
-	events, err := decodeAll[event.ShipmentCreated](msgs)
-	if err != nil {
-		return err
-	}
+func ship(ctx context.Context, tx pgx.Tx, events []inbox.Event[event.ShipmentCreated]) error {
 	ids := make([]uuid.UUID, len(events))
 	for i, e := range events {
-		ids[i] = e.OrderID
+		ids[i] = e.Data.OrderID
 	}
 	orders, err := load(ctx, tx, ids)
 	if err != nil {
@@ -144,11 +98,11 @@ func ship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
 	}
 	var changes []order.Change
 	for _, e := range events {
-		o, ok := orders[e.OrderID]
+		o, ok := orders[e.Data.OrderID]
 		switch {
 		case !ok:
-			return unknown(e.OrderID)
-		case o.UserID != e.UserID, !o.Status.CanBecome(order.Refunded) && o.Status != order.Refunded:
+			return unknown(e.Data.OrderID)
+		case o.UserID != e.Data.UserID, !o.Status.CanBecome(order.Refunded) && o.Status != order.Refunded:
 			return inbox.PermanentAs(classInvalid, fmt.Errorf("order %s is %s and was never to be shipped", o.ID, o.Status))
 		case o.Status == order.Completed:
 			changes = append(changes, order.Change{ID: o.ID, From: order.Completed, To: order.Shipped})
@@ -168,25 +122,21 @@ func ship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
 }
 
 // unship frees the stock of refunded orders that will never be handed over.
-func unship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
-	events, err := decodeAll[event.ShipmentCancelled](msgs)
-	if err != nil {
-		return err
-	}
-	ids := make([]uuid.UUID, len(events))
-	for i, e := range events {
-		ids[i] = e.OrderID
+func unship(ctx context.Context, tx pgx.Tx, cancelled []inbox.Event[event.ShipmentCancelled]) error {
+	ids := make([]uuid.UUID, len(cancelled))
+	for i, e := range cancelled {
+		ids[i] = e.Data.OrderID
 	}
 	orders, err := load(ctx, tx, ids)
 	if err != nil {
 		return err
 	}
-	for _, e := range events {
-		o, ok := orders[e.OrderID]
+	for _, e := range cancelled {
+		o, ok := orders[e.Data.OrderID]
 		if !ok {
-			return unknown(e.OrderID)
+			return unknown(e.Data.OrderID)
 		}
-		if o.UserID != e.UserID || o.Status != order.Refunded {
+		if o.UserID != e.Data.UserID || o.Status != order.Refunded {
 			return inbox.PermanentAs(classInvalid, fmt.Errorf("order %s is %s and its shipment was never to be cancelled", o.ID, o.Status))
 		}
 	}

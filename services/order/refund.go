@@ -47,14 +47,11 @@ type paidBack struct {
 
 // startRefund starts the saga of a refund that was accepted. The decision is in the refund's row, so a message without one
 // there is none of ours.
-func startRefund(ctx context.Context, tx pgx.Tx, msg inbox.Message) error {
-	e, err := decode[event.OrderRefundRequested](msg)
-	if err != nil {
-		return err
-	}
+func startRefund(ctx context.Context, tx pgx.Tx, requested inbox.Event[event.OrderRefundRequested]) error {
+	e := requested.Data
 	data := refunding{OrderID: e.OrderID}
 	var userID string
-	err = tx.QueryRow(ctx, `
+	err := tx.QueryRow(ctx, `
 		SELECT o.user_id, r.reason, p.intent_id, p.amount, p.currency
 		FROM refunds r
 		JOIN orders o ON o.id = r.order_id

@@ -2,7 +2,6 @@ package warehouse
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -21,31 +20,9 @@ const classInvalid = "business_invalid"
 
 func routes() []inbox.Route {
 	return []inbox.Route{
-		{Topic: event.OrdersCompleted, Type: event.OrderCompletedV1, HandleBatch: ship, Check: keyIs(func(e event.OrderCompleted) string { return e.UserID })},
-		{Topic: event.OrdersCompleted, Type: event.OrderRefundedV1, HandleBatch: cancel, Check: keyIs(func(e event.OrderRefunded) string { return e.UserID })},
+		inbox.TypedBatch(event.OrdersCompleted, event.OrderCompletedV1, ship),
+		inbox.TypedBatch(event.OrdersCompleted, event.OrderRefundedV1, cancel),
 	}
-}
-
-// keyIs checks that a message lies where its user's messages are in order.
-func keyIs[E any](user func(E) string) func(inbox.Message) error {
-	return func(msg inbox.Message) error {
-		e, err := decode[E](msg)
-		if err != nil {
-			return err
-		}
-		if user(e) != msg.Key {
-			return errors.New("the key is not the payload's user_id")
-		}
-		return nil
-	}
-}
-
-func decode[E any](msg inbox.Message) (E, error) {
-	var e E
-	if err := json.Unmarshal(msg.Payload, &e); err != nil {
-		return e, inbox.PermanentAs(inbox.ClassUndecodable, fmt.Errorf("decode %s: %w", msg.Type, err))
-	}
-	return e, nil
 }
 
 func validate(e event.OrderCompleted) error {
@@ -63,19 +40,15 @@ func validate(e event.OrderCompleted) error {
 	return nil
 }
 
-// ship makes the shipments of completed orders and publishes them, in the order of the messages.
-func ship(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+// ship makes the shipments of completed orders and publishes them, in the order of their events.
+func ship(ctx context.Context, tx pgx.Tx, orders []inbox.Event[event.OrderCompleted]) error {
 	now := time.Now().UTC()
-	shipments := make([]event.ShipmentCreated, 0, len(msgs))
-	for _, msg := range msgs {
-		e, err := decode[event.OrderCompleted](msg)
-		if err != nil {
-			return err
+	shipments := make([]event.ShipmentCreated, 0, len(orders))
+	for _, e := range orders {
+		if err := validate(e.Data); err != nil {
+			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: %w", e.Type, e.ID, err))
 		}
-		if err := validate(e); err != nil {
-			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: %w", msg.Type, msg.ID, err))
-		}
-		shipments = append(shipments, shipmentOf(e, now))
+		shipments = append(shipments, shipmentOf(e.Data, now))
 	}
 	made, err := insertShipments(ctx, tx, shipments)
 	if err != nil {
@@ -165,18 +138,15 @@ func insertPickLists(ctx context.Context, tx pgx.Tx, shipments []event.ShipmentC
 
 // cancel keeps refunded orders that have no shipment from ever getting one, and tells of it. Such an order's completion was
 // given up: it lies in front of the refund in the same topic.
-func cancel(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+func cancel(ctx context.Context, tx pgx.Tx, refunded []inbox.Event[event.OrderRefunded]) error {
 	now := time.Now().UTC()
-	cancels := make([]event.ShipmentCancelled, len(msgs))
+	cancels := make([]event.ShipmentCancelled, len(refunded))
 	var ids, orders []uuid.UUID
 	var users []string
-	for i, msg := range msgs {
-		e, err := decode[event.OrderRefunded](msg)
-		if err != nil {
-			return err
-		}
+	for i, r := range refunded {
+		e := r.Data
 		if e.OrderID == uuid.Nil {
-			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: there is no order_id", msg.Type, msg.ID))
+			return inbox.PermanentAs(classInvalid, fmt.Errorf("%s %s: there is no order_id", r.Type, r.ID))
 		}
 		cancels[i] = event.ShipmentCancelled{ShipmentID: uuid.Must(uuid.NewV7()), OrderID: e.OrderID, UserID: e.UserID, CancelledAt: now}
 		ids, orders, users = append(ids, cancels[i].ShipmentID), append(orders, e.OrderID), append(users, e.UserID)
