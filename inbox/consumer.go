@@ -29,6 +29,7 @@ type Consumer struct {
 	tried   evidence
 	ran     atomic.Bool
 	joined  atomic.Bool
+	fits    atomic.Bool // processed_messages is the table for the ids that are accepted
 
 	mu         sync.Mutex // guards partitions
 	partitions map[topicPartition]*partition
@@ -121,5 +122,5 @@ func (c *Consumer) Ready() error {
 }
 
 func (c *Consumer) decoder() decoder {
-	return decoder{routes: c.routes, maxPayload: c.opts.MaxPayload, maxHeaders: c.opts.MaxHeaders}
+	return decoder{routes: c.routes, maxPayload: c.opts.MaxPayload, maxHeaders: c.opts.MaxHeaders, anyID: c.opts.AnyID}
 }

@@ -18,7 +18,11 @@ import (
 
 func TestConsumerAppliesARedeliveredMessageOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	onEachTable(t, testConsumerAppliesARedeliveredMessageOnce)
+}
+
+func testConsumerAppliesARedeliveredMessageOnce(w *world) {
+	t := w.T
 	first := record("u1", 1, "")
 	again := &kgo.Record{Topic: topic, Key: first.Key, Value: first.Value, Headers: first.Headers}
 	w.produce(first, again, record("u1", 2, ""), record("u2", 1, ""))
@@ -61,7 +65,11 @@ func (w *world) lag() int64 {
 
 func TestPoisonStopsItsKeyOnlyAndLaterMessagesRunInOrderAfterReplay(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	onEachTable(t, testPoisonStopsItsKeyOnlyAndLaterMessagesRunInOrderAfterReplay)
+}
+
+func testPoisonStopsItsKeyOnlyAndLaterMessagesRunInOrderAfterReplay(w *world) {
+	t := w.T
 	var fixed atomic.Bool
 	handle := func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
 		if what(m) == "poison" && !fixed.Load() {
@@ -126,7 +134,11 @@ func TestPoisonStopsItsKeyOnlyAndLaterMessagesRunInOrderAfterReplay(t *testing.T
 
 func TestTransientFailureIsRetriedInOrderAndThenHeld(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	onEachTable(t, testTransientFailureIsRetriedInOrderAndThenHeld)
+}
+
+func testTransientFailureIsRetriedInOrderAndThenHeld(w *world) {
+	t := w.T
 	var calls atomic.Int32
 	handle := func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
 		if what(m) == "flaky" && calls.Add(1) < 8 {
@@ -197,7 +209,11 @@ func TestHandlerPanicIsRecoveredAndItsMessageHeld(t *testing.T) {
 
 func TestDiscardedMessagesAreRememberedAndTheirKeyGoesOn(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	onEachTable(t, testDiscardedMessagesAreRememberedAndTheirKeyGoesOn)
+}
+
+func testDiscardedMessagesAreRememberedAndTheirKeyGoesOn(w *world) {
+	t := w.T
 	handle := func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
 		if err := apply(ctx, tx, m); err != nil {
 			return err

@@ -53,5 +53,6 @@
 // # Where it ends
 //
 // Effects outside the handler's transaction are not covered: record them as work to do and do them afterwards. A
-// message is remembered for 28 days; older ids are parked, never run. A message whose key is missing has no order.
+// message is remembered for 28 days; older ids are parked, never run. That needs ids that say how old they are, UUIDv7; for
+// writers with other ids there is [Options.AnyID]. A message whose key is missing has no order.
 package inbox

@@ -53,6 +53,7 @@ func (it *item) size() int64 {
 type decoder struct {
 	routes                 *router
 	maxPayload, maxHeaders int
+	anyID                  bool
 }
 
 // decode reads the envelope of rec as of now. It returns nil for a type that is not this group's business. A record
@@ -89,12 +90,12 @@ func (d decoder) identify(it *item, now time.Time) bool {
 	if rt == nil {
 		it.route = d.routes.fallback[m.Topic]
 	}
-	id, idErr := parseID(m.Header("ce_id"))
+	id, idErr := d.parseID(m)
 	m.ID, it.dedupID = id, id
 	if idErr != nil {
 		it.dedupID = placeID(it)
 	}
-	it.expired = beyondHorizon(it.dedupID, now)
+	it.expired = !d.anyID && beyondHorizon(it.dedupID, now)
 	it.verdict = d.judge(it, idErr, otherVersion)
 	return true
 }
@@ -155,13 +156,22 @@ func checkPayload(contentType string, payload []byte) error {
 	return nil
 }
 
-// parseID reads a ce_id. Only version 7 will do: the id's own time chooses its leaf of the ring.
-func parseID(s string) (uuid.UUID, error) {
+// parseID reads a ce_id. In a ring only version 7 will do: the id's own time chooses its leaf.
+func (d decoder) parseID(m *Message) (uuid.UUID, error) {
+	s := m.Header("ce_id")
 	if s == "" {
 		return uuid.Nil, errors.New("header ce_id is missing")
 	}
 	id, err := uuid.Parse(s)
-	if err != nil || len(s) != 36 { // uuid.Parse also reads braces and urn:uuid:
+	isUUID := err == nil && len(s) == 36 // uuid.Parse also reads braces and urn:uuid:
+	switch {
+	case d.anyID && len(s) > maxAnyID:
+		return uuid.Nil, fmt.Errorf("header ce_id has %d bytes, the limit is %d", len(s), maxAnyID)
+	case d.anyID && !isUUID:
+		return uuid.NewSHA1(anyIDs, fmt.Appendf(nil, "%d %s %s", len(m.Source), m.Source, s)), nil
+	case d.anyID:
+		return id, nil
+	case !isUUID:
 		return uuid.Nil, errors.New("header ce_id is not a UUID")
 	}
 	if id.Version() != 7 || id.Variant() != uuid.RFC4122 {
@@ -169,6 +179,12 @@ func parseID(s string) (uuid.UUID, error) {
 	}
 	return id, nil
 }
+
+// maxAnyID is the longest ce_id with Options.AnyID, in bytes.
+const maxAnyID = 256
+
+// anyIDs is the namespace of the UUIDs made of other ids. It never changes: processed_messages is full of them.
+var anyIDs = uuid.MustParse("6f8b3d0c-5e0a-4c0e-9a55-0d6f1f3b7a21")
 
 // beyondHorizon reports whether id's own time is too long ago, or too far ahead, for the ring to remember it.
 func beyondHorizon(id uuid.UUID, now time.Time) bool {
@@ -195,7 +211,7 @@ func idTime(id uuid.UUID) time.Time {
 	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
 }
 
-// slotOf returns the leaf of the ring that id belongs to.
+// slotOf returns the leaf of the ring that id belongs to. Where there is no ring it means nothing and does no harm.
 func slotOf(id uuid.UUID) int16 {
 	return int16(int64(binary.BigEndian.Uint64(id[:8])>>16) / day.Milliseconds() % 32)
 }

@@ -33,7 +33,10 @@ func seqs(n int) []int {
 // F21
 func TestDuplicatesStormInTwoConsumersHasOneEffectEach(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	onEachTable(t, testDuplicatesStormInTwoConsumersHasOneEffectEach)
+}
+
+func testDuplicatesStormInTwoConsumersHasOneEffectEach(w *world) {
 	var records []*kgo.Record
 	for seq := range 10 {
 		for key := range 20 {

@@ -38,6 +38,7 @@ type world struct {
 	broker *kafkatest.Broker
 	client *kgo.Client // produces; one for all, for a test may produce a hundred times
 	adm    *kadm.Client
+	anyID  bool // the messages have other ids than UUIDv7, and the inbox no ring
 }
 
 func newWorld(t *testing.T) *world {
@@ -60,16 +61,39 @@ func newFaultyWorld(t *testing.T) (*world, *kfake.Cluster) {
 
 func topics() []string { return []string{topic, "other", "test.dlq"} }
 
+// onEachTable runs a test on the ring of processed_messages, and on the table for any id with ids that are no UUID.
+func onEachTable(t *testing.T, test func(w *world)) {
+	t.Helper()
+	t.Run("ring", func(t *testing.T) {
+		t.Parallel()
+		test(newWorld(t))
+	})
+	t.Run("any id", func(t *testing.T) {
+		t.Parallel()
+		test(newAnyIDWorld(t))
+	})
+}
+
 func newDatabase(t testing.TB) *pgtest.DB {
 	t.Helper()
-	return pgtest.New(t, "inbox", func(ctx context.Context, url string) error {
+	return migratedDatabase(t, "inbox", inbox.Migrations())
+}
+
+func newDatabaseAnyID(t testing.TB) *pgtest.DB {
+	t.Helper()
+	return migratedDatabase(t, "inbox_anyid", inbox.MigrationsAnyID())
+}
+
+func migratedDatabase(t testing.TB, name string, inboxFiles fs.FS) *pgtest.DB {
+	t.Helper()
+	return pgtest.New(t, name, func(ctx context.Context, url string) error {
 		config, err := pgx.ParseConfig(url)
 		if err != nil {
 			return err
 		}
 		db := stdlib.OpenDB(*config)
 		defer db.Close()
-		for table, files := range map[string]fs.FS{"outbox_migrations": outbox.Migrations(), "inbox_migrations": inbox.Migrations()} {
+		for table, files := range map[string]fs.FS{"outbox_migrations": outbox.Migrations(), "inbox_migrations": inboxFiles} {
 			p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName(table))
 			if err != nil {
 				return err
@@ -136,6 +160,7 @@ func what(m inbox.Message) string {
 // options are quick ones: retries and drains within milliseconds.
 func (w *world) options() inbox.Options {
 	return inbox.Options{
+		AnyID:      w.anyID,
 		Kafka:      []kgo.Opt{kgo.SeedBrokers(w.broker.Addrs...), kgo.FetchMaxWait(50 * time.Millisecond), kgo.MetadataMinAge(20 * time.Millisecond)},
 		RetryMin:   20 * time.Millisecond,
 		RetryMax:   200 * time.Millisecond,
@@ -203,8 +228,22 @@ func (w *world) run(c *inbox.Consumer) (stop func()) {
 // produce publishes records in order and waits for the acks.
 func (w *world) produce(records ...*kgo.Record) {
 	w.Helper()
+	if w.anyID {
+		for _, rec := range records {
+			otherID(rec)
+		}
+	}
 	if err := w.client.ProduceSync(w.Context(), records...).FirstErr(); err != nil {
 		w.Fatalf("produce: %v", err)
+	}
+}
+
+// otherID makes the record's id one that is no UUID.
+func otherID(rec *kgo.Record) {
+	for i, h := range rec.Headers {
+		if h.Key == "ce_id" && len(h.Value) == 36 {
+			rec.Headers[i].Value = append([]byte("event "), h.Value...)
+		}
 	}
 }
 

@@ -61,6 +61,17 @@ type Options struct {
 	// StallAfter is how long nothing may move before the log says why. Default 30 s.
 	StallAfter time.Duration
 
+	// AnyID accepts every ce_id that is not empty and has at most 256 bytes, for writers whose ids are no UUIDv7. A UUID
+	// stays what it is; of any other id, [Message.ID] is the UUIDv5 of source and id, which together are unique
+	// (CloudEvents 1.0). The inbox must have been made by [MigrationsAnyID]: a consumer pauses when it finds the other
+	// table. No id is ever too old, so how long a message is remembered is for you to say: see Remember.
+	AnyID bool
+
+	// Remember is, with AnyID, how long after it was handled a message is remembered. One that is delivered again later is
+	// handled again, so it must be longer than Kafka keeps the records of every topic that is read. Consumers delete what
+	// is older, of their group, once an hour. Default 28 days.
+	Remember time.Duration
+
 	// MaxPayload in bytes, and MaxHeaders, are the limits over which a message is dead. Defaults 1 MiB and 100.
 	MaxPayload, MaxHeaders int
 
@@ -93,6 +104,7 @@ func (o Options) withDefaults(group string) Options {
 	o.CommitEvery = cmp.Or(o.CommitEvery, 200*time.Millisecond)
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)
 	o.StallAfter = cmp.Or(o.StallAfter, 30*time.Second)
+	o.Remember = cmp.Or(o.Remember, horizonPast)
 	o.MaxPayload = cmp.Or(o.MaxPayload, 1<<20)
 	o.MaxHeaders = cmp.Or(o.MaxHeaders, 100)
 	o.MaxBuffered = cmp.Or(o.MaxBuffered, 5000)

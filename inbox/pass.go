@@ -56,6 +56,25 @@ type pass struct {
 	subtx   int
 }
 
+// fits makes sure, once, that the table remembers the ids as long as it must: a ring would forget those that have no time
+// in them at any time.
+func (p *pass) fits(ctx context.Context) error {
+	if p.c.fits.Load() {
+		return nil
+	}
+	ring, err := p.c.store.isRing(ctx, p.tx)
+	switch {
+	case err != nil:
+		return err
+	case ring && p.c.opts.AnyID:
+		return errors.New("processed_messages is a ring, which cannot remember any id: run MigrationsAnyID")
+	case !ring && !p.c.opts.AnyID:
+		return errors.New("processed_messages is no ring: set Options.AnyID")
+	}
+	p.c.fits.Store(true)
+	return nil
+}
+
 // dedup inserts the messages' rows and finds those that were there already.
 func (p *pass) dedup(ctx context.Context) error {
 	var first, again []*item
@@ -130,7 +149,7 @@ func (p *pass) conflicts(ctx context.Context, again []*item) (map[*item]bool, er
 		if hash, ok := known[it.dedupID]; ok && hash != string(it.hash) {
 			it.verdict = malformed(ClassIDConflict, errors.New("the id belongs to a message with another payload"))
 			it.dedupID = placeID(it)
-			it.expired = beyondHorizon(it.dedupID, time.Now())
+			it.expired = !p.c.opts.AnyID && beyondHorizon(it.dedupID, time.Now())
 			conflicting = append(conflicting, it)
 		}
 	}

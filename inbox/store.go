@@ -71,6 +71,15 @@ func (s store) remember(ctx context.Context, tx pgx.Tx, items []*item) (map[uuid
 	return fresh, nil
 }
 
+// isRing reports whether processed_messages is partitioned.
+func (s store) isRing(ctx context.Context, tx pgx.Tx) (ring bool, err error) {
+	err = tx.QueryRow(ctx, `SELECT relkind = 'p' FROM pg_class WHERE oid = $1::text::regclass`, s.sql(`{processed_messages}`)).Scan(&ring)
+	if err != nil {
+		return false, fmt.Errorf("look at processed_messages: %w", err)
+	}
+	return ring, nil
+}
+
 // hashes returns the remembered payload hashes of items.
 func (s store) hashes(ctx context.Context, tx pgx.Tx, items []*item) (map[uuid.UUID]string, error) {
 	slots, ids, _ := idColumns(items)

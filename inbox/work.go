@@ -144,7 +144,7 @@ func (p *pass) run(ctx context.Context) error {
 		_ = tx.Rollback(ctx) // after a commit this does nothing
 	}()
 	p.tx = tx
-	for _, step := range []func(context.Context) error{p.dedup, p.holds, p.handle, p.settle} {
+	for _, step := range []func(context.Context) error{p.fits, p.dedup, p.holds, p.handle, p.settle} {
 		if err := step(ctx); err != nil {
 			return err
 		}
