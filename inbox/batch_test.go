@@ -331,7 +331,7 @@ func TestTheLogSaysWhyNothingMovesAndHoldsNoKeys(t *testing.T) {
 		return apply(ctx, tx, m)
 	}, opts)
 	w.produce(record("secret-user", 1, ""))
-	w.wait("the reason", func() bool { return log.containing("is in the handler of orders order.placed.v1 since") > 0 })
+	w.wait("the reason", func() bool { return log.containing("is in the handler of order.placed.v1 for") > 0 })
 	close(release)
 	w.produce(record("secret-user", 2, "secret-poison"))
 	w.wait("the dead letter", func() bool { return log.containing("message is dead") == 1 })

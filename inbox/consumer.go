@@ -112,11 +112,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 
 // Ready returns nil while the consumer is a member of its group and can work; otherwise it says what it waits for.
 func (c *Consumer) Ready() error {
-	if !c.joined.Load() {
-		return fmt.Errorf("consumer group %s: not a member yet", c.group)
-	}
-	if err := c.circuit.openError(); err != nil {
-		return fmt.Errorf("consumer group %s: paused: %w", c.group, err)
+	if why := c.notReady(); why != "" {
+		return fmt.Errorf("consumer group %s: %s", c.group, why)
 	}
 	return nil
 }

@@ -38,6 +38,7 @@ type item struct {
 
 	attempts    int
 	firstFailed time.Time
+	class       string   // of its last failure, while it waits in memory
 	track       *tracked // nil when the message comes from parked_messages
 }
 

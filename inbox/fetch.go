@@ -3,6 +3,7 @@ package inbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -114,18 +115,25 @@ func (c *Consumer) addAll(ctx context.Context, client *kgo.Client, p *partition,
 	}
 	c.meters.count(ctx, p.topic, "ignored", ignored)
 	l.changed.Broadcast()
-	if !p.paused && c.full(p) {
-		p.paused = true
+	if budget := c.usedUp(p); budget != "" && !p.paused {
+		p.paused, p.budget, p.pausedAt = true, budget, time.Now()
 		// Under the lock, as the resume is, or a resume in between would leave the partition paused for ever. Neither
 		// waits for anything.
 		client.PauseFetchPartitions(map[string][]int32{p.topic: {p.partition}})
 	}
 }
 
-// full reports whether p has used up its budget, or the consumer its own.
-func (c *Consumer) full(p *partition) bool {
-	return p.buffered >= c.opts.MaxBuffered || p.span() >= int64(c.opts.MaxBuffered)*10 ||
-		(c.lanes.bytes >= c.opts.MaxBufferedBytes && p.buffered > 0)
+// usedUp says which budget p, or the consumer, has used up; "" while there is some left.
+func (c *Consumer) usedUp(p *partition) string {
+	switch span := int64(c.opts.MaxBuffered) * 10; {
+	case p.buffered >= c.opts.MaxBuffered:
+		return fmt.Sprintf("%d of its messages are in memory, the limit is %d", p.buffered, c.opts.MaxBuffered)
+	case p.span() >= span:
+		return fmt.Sprintf("its newest message is %d offsets ahead of the oldest unfinished one, the limit is %d", p.span(), span)
+	case c.lanes.bytes >= c.opts.MaxBufferedBytes && p.buffered > 0:
+		return fmt.Sprintf("%d bytes of all partitions are in memory, the limit is %d", c.lanes.bytes, c.opts.MaxBufferedBytes)
+	}
+	return ""
 }
 
 // resume lets partitions fetch again that have worked off half of their budget.

@@ -104,3 +104,47 @@ func TestBulkyMessagesUseUpTheBudget(t *testing.T) {
 		})
 	}
 }
+
+func TestWhyNamesTheBudgetThatPausedAPartitionAndItsOldestMessage(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		opts    Options
+		offsets []int64
+		says    string
+	}{
+		{"messages", Options{MaxBuffered: 3}, []int64{7, 8, 9}, "3 of its messages are in memory, the limit is 3"},
+		{"offsets", Options{MaxBuffered: 3}, []int64{7, 36}, "its newest message is 30 offsets ahead of the oldest unfinished one, the limit is 30"},
+		{"bytes", Options{MaxBufferedBytes: 100}, []int64{7}, "bytes of all partitions are in memory, the limit is 100"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c, client := newIdle(t, tt.opts)
+			c.joined.Store(true)
+			at := topicPartition{"orders", 3}
+			p := newPartition(at)
+			c.partitions[at] = p
+			if why := c.Why(); len(why) != 0 {
+				t.Fatalf("Why() = %q with nothing in memory, want nothing", why)
+			}
+			for _, offset := range tt.offsets {
+				rec := &kgo.Record{Topic: at.topic, Partition: at.partition, Offset: offset, Key: []byte("secret-user"), Value: []byte("{}"), Headers: []kgo.RecordHeader{
+					{Key: "ce_id", Value: []byte("0190163d-8694-739b-aea5-966c26f8ad91")}, {Key: "ce_type", Value: []byte("order.placed.v1")},
+				}}
+				c.addAll(t.Context(), client, p, []*kgo.Record{rec}, []*item{c.decoder().decode(rec, time.Now())})
+			}
+			why := strings.Join(c.Why(), "\n")
+			for _, want := range []string{
+				"orders partition 3 is not fetched since ", tt.says,
+				"; its oldest is message 0190163d-8694-739b-aea5-966c26f8ad91 (orders partition 3 offset 7), which waits for a worker since ",
+			} {
+				if !strings.Contains(why, want) {
+					t.Errorf("Why() = %q, want it to say %q", why, want)
+				}
+			}
+			if strings.Contains(why, "secret") {
+				t.Errorf("Why() = %q names a key", why)
+			}
+		})
+	}
+}

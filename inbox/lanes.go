@@ -41,6 +41,8 @@ type lane struct {
 	busy  bool // in a line, in a worker, or waiting for its next try
 	lined bool // in a line
 	since time.Time
+	batch *batch    // in a worker
+	until time.Time // waiting for its next try; zero otherwise
 }
 
 // batch is what one worker does in one transaction.
@@ -181,6 +183,7 @@ func (l *lanes) assemble(rt *route, at *line, size int) *batch {
 			b.items = append(b.items, ln.queue[n])
 			n++
 		}
+		ln.batch = b
 		b.lanes, b.counts = append(b.lanes, ln), append(b.counts, n)
 		ln.part.inFlight++
 	}
@@ -222,7 +225,7 @@ func (l *lanes) settle(it *item) {
 
 // release gives a lane back after its batch.
 func (l *lanes) release(ln *lane, retry func(*item) time.Duration) {
-	ln.busy = false
+	ln.busy, ln.batch = false, nil
 	switch {
 	case ln.part.gone:
 	case len(ln.queue) == 0:
@@ -233,10 +236,11 @@ func (l *lanes) release(ln *lane, retry func(*item) time.Duration) {
 			l.enqueue(ln)
 			return
 		}
-		ln.busy = true
+		ln.busy, ln.until = true, time.Now().Add(wait)
 		time.AfterFunc(wait, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
+			ln.until = time.Time{}
 			if !ln.part.gone {
 				l.enqueue(ln)
 				l.changed.Broadcast()

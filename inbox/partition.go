@@ -1,5 +1,7 @@
 package inbox
 
+import "time"
+
 type topicPartition struct {
 	topic     string
 	partition int32
@@ -18,6 +20,8 @@ type partition struct {
 	buffered int
 	bytes    int64
 	paused   bool
+	budget   string // which budget was used up when it was paused, in words
+	pausedAt time.Time
 	gone     bool // nothing more is started
 	lost     bool // what is started is in vain
 	inFlight int  // batches

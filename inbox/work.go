@@ -90,6 +90,7 @@ func (c *Consumer) committed(ctx context.Context, b *batch, p *pass) {
 		case waits:
 			if d.failed {
 				it.attempts++
+				it.class = d.failure.class
 				if it.firstFailed.IsZero() {
 					it.firstFailed = now
 				}
