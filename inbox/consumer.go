@@ -27,6 +27,7 @@ type Consumer struct {
 	health  *health
 	lanes   *lanes
 	tried   evidence
+	room    room
 	ran     atomic.Bool
 	joined  atomic.Bool
 	fits    atomic.Bool // processed_messages is the table for the ids that are accepted
@@ -45,6 +46,9 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 	}
 	if group == "" {
 		errs = append(errs, errors.New("group is empty"))
+	}
+	if opts.MaxHeld < 0 || opts.MaxHeldPerKey < 0 {
+		errs = append(errs, errors.New("a limit of held messages is negative"))
 	}
 	if opts.BatchSize < 0 || opts.BatchSize > 500 {
 		errs = append(errs, fmt.Errorf("batch size %d is not within 1 to 500", opts.BatchSize))

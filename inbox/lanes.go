@@ -21,6 +21,7 @@ type lanes struct {
 	bytes    int64
 	finished int64 // messages that got their fate, for the watchdog
 	waiting  int   // messages in memory without a fate
+	noRoom   int   // lanes whose head found no room among the held messages
 	batches  map[*batch]struct{}
 
 	wake   *time.Timer // one for all who wait for a time; nil before the first
@@ -43,6 +44,7 @@ type lane struct {
 	since time.Time
 	batch *batch    // in a worker
 	until time.Time // waiting for its next try; zero otherwise
+	full  string    // why its head found no room among the held messages, when it was last to be put there
 }
 
 // batch is what one worker does in one transaction.
@@ -193,9 +195,9 @@ func (l *lanes) assemble(rt *route, at *line, size int) *batch {
 	return b
 }
 
-// finish takes the messages with a fate off their lanes. retry says how long a lane waits for its next try; finished
-// messages of a lane always are its first ones, because what follows a failed message waits.
-func (l *lanes) finish(b *batch, finished func(*item) bool, retry func(*item) time.Duration) {
+// finish takes the messages with a fate off their lanes. next says of the first one that stays how long it waits, and for
+// what; finished messages of a lane always are its first ones, because what follows a failed message waits.
+func (l *lanes) finish(b *batch, finished func(*item) bool, next func(*item) decision) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.batches, b)
@@ -209,7 +211,7 @@ func (l *lanes) finish(b *batch, finished func(*item) bool, retry func(*item) ti
 		clear(ln.queue[:n])
 		ln.queue = ln.queue[n:]
 		ln.part.inFlight--
-		l.release(ln, retry)
+		l.release(ln, next)
 	}
 	l.changed.Broadcast()
 }
@@ -224,20 +226,22 @@ func (l *lanes) settle(it *item) {
 }
 
 // release gives a lane back after its batch.
-func (l *lanes) release(ln *lane, retry func(*item) time.Duration) {
+func (l *lanes) release(ln *lane, next func(*item) decision) {
 	ln.busy, ln.batch = false, nil
+	l.setFull(ln, "")
 	switch {
 	case ln.part.gone:
 	case len(ln.queue) == 0:
 		delete(ln.part.lanes, ln.key)
 	default:
-		wait := retry(ln.queue[0])
-		if wait <= 0 {
+		d := next(ln.queue[0])
+		l.setFull(ln, d.full)
+		if d.retryIn <= 0 {
 			l.enqueue(ln)
 			return
 		}
-		ln.busy, ln.until = true, time.Now().Add(wait)
-		time.AfterFunc(wait, func() {
+		ln.busy, ln.until = true, time.Now().Add(d.retryIn)
+		time.AfterFunc(d.retryIn, func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			ln.until = time.Time{}
@@ -249,10 +253,28 @@ func (l *lanes) release(ln *lane, retry func(*item) time.Duration) {
 	}
 }
 
+// setFull keeps the count of lanes without room. The caller holds mu.
+func (l *lanes) setFull(ln *lane, full string) {
+	if ln.full != "" {
+		l.noRoom--
+	}
+	if ln.full = full; full != "" {
+		l.noRoom++
+	}
+}
+
+// withoutRoom returns how many lanes wait for room among the held messages.
+func (l *lanes) withoutRoom() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.noRoom
+}
+
 // end takes a partition out: nothing more of it is started. The caller holds mu.
 func (l *lanes) end(p *partition) {
 	p.gone = true
 	for _, ln := range p.lanes {
+		l.setFull(ln, "")
 		for _, it := range ln.queue {
 			if !it.track.done {
 				l.bytes -= it.track.size

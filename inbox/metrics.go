@@ -14,6 +14,7 @@ type meters struct {
 	group    attribute.KeyValue
 	messages metric.Int64Counter
 	reruns   metric.Int64Counter
+	refused  metric.Int64Counter
 	batches  metric.Float64Histogram
 }
 
@@ -29,6 +30,10 @@ func newMeters(group string, meter metric.Meter) (meters, error) {
 	}
 	if m.reruns, err = meter.Int64Counter("inbox.batch.reruns",
 		metric.WithDescription("Batches run again after a serialization failure or a deadlock.")); err != nil {
+		return m, err
+	}
+	if m.refused, err = meter.Int64Counter("inbox.holds.refused",
+		metric.WithDescription("Keys that found no room for a message among the held ones, counted at each try.")); err != nil {
 		return m, err
 	}
 	m.batches, err = meter.Float64Histogram("inbox.batch.duration", metric.WithUnit("s"),
@@ -48,4 +53,8 @@ func (m meters) batch(ctx context.Context, topic string, took time.Duration) {
 
 func (m meters) rerun(ctx context.Context, topic string) {
 	m.reruns.Add(ctx, 1, metric.WithAttributes(m.group, attribute.String("topic", topic)))
+}
+
+func (m meters) noRoom(ctx context.Context, topic string, keys int) {
+	m.refused.Add(ctx, int64(keys), metric.WithAttributes(m.group, attribute.String("topic", topic)))
 }

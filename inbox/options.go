@@ -61,6 +61,13 @@ type Options struct {
 	// StallAfter is how long nothing may move before the log says why. Default 30 s.
 	StallAfter time.Duration
 
+	// MaxHeldPerKey is the most messages of one key, and MaxHeld of the whole group, that may be parked at a time, dead
+	// ones included; what several consumers park in the same moment may exceed it. A message that finds no room stays in
+	// memory with its key, is tried again after RetryMin, and goes on by itself when there is room; other keys go on
+	// meanwhile, and its partition pauses once MaxBuffered is used up. Nothing of it is lost or committed. [Consumer.Ready]
+	// fails as long, the log has an error, and the metric inbox.holds.refused counts. Defaults 10,000 and 100,000.
+	MaxHeldPerKey, MaxHeld int
+
 	// AnyID accepts every ce_id that is not empty and has at most 256 bytes, for writers whose ids are no UUIDv7. A UUID
 	// stays what it is; of any other id, [Message.ID] is the UUIDv5 of source and id, which together are unique
 	// (CloudEvents 1.0). The inbox must have been made by [MigrationsAnyID]: a consumer pauses when it finds the other
@@ -104,6 +111,8 @@ func (o Options) withDefaults(group string) Options {
 	o.CommitEvery = cmp.Or(o.CommitEvery, 200*time.Millisecond)
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)
 	o.StallAfter = cmp.Or(o.StallAfter, 30*time.Second)
+	o.MaxHeldPerKey = cmp.Or(o.MaxHeldPerKey, 10_000)
+	o.MaxHeld = cmp.Or(o.MaxHeld, 100_000)
 	o.Remember = cmp.Or(o.Remember, horizonPast)
 	o.MaxPayload = cmp.Or(o.MaxPayload, 1<<20)
 	o.MaxHeaders = cmp.Or(o.MaxHeaders, 100)

@@ -37,6 +37,7 @@ type decision struct {
 	sure    bool
 	failure failure
 	retryIn time.Duration // of a message that waits
+	full    string        // why there was no room to park a message that waits
 	nextTry time.Duration // of a held message
 	reason  string        // of a discarded one
 }
@@ -194,6 +195,9 @@ func (p *pass) holds(ctx context.Context) error {
 
 // settle writes the fates that are not done.
 func (p *pass) settle(ctx context.Context) error {
+	if err := p.fitHeld(ctx); err != nil {
+		return err
+	}
 	var undo, parked, dropped []*item
 	var parkings []parking
 	for _, it := range p.fresh {

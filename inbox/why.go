@@ -8,7 +8,7 @@ import (
 )
 
 // Why says in words what keeps messages from their handlers at this moment, a sentence for each cause: not a member of the
-// group, no partitions, a pause for an outage, messages that are in a handler or wait for their next try, and partitions that
+// group, no partitions, a pause for an outage, no room among the held messages, messages that are in a handler or wait for their next try, and partitions that
 // are not fetched for what is in memory already. It is empty when nothing waits. Of many messages alike it names those that
 // have been there longest. A message is named by its id and place, never by its key. The log repeats it while nothing moves,
 // every [Options.StallAfter].
@@ -57,6 +57,9 @@ func (c *Consumer) notReady() string {
 	}
 	if err := c.circuit.openError(); err != nil {
 		return "paused: " + err.Error()
+	}
+	if n := c.lanes.withoutRoom(); n > 0 {
+		return fmt.Sprintf("no room for the messages of %d keys among the held ones, the limits are %d of a key and %d in all", n, c.opts.MaxHeldPerKey, c.opts.MaxHeld)
 	}
 	return ""
 }
@@ -135,6 +138,8 @@ func (ln *lane) step(now time.Time) string {
 	switch {
 	case ln.batch != nil:
 		return fmt.Sprintf("is in the handler of %s for %s", ln.batch.route.Type, now.Sub(ln.batch.started).Round(time.Millisecond))
+	case ln.full != "" && !ln.until.IsZero():
+		return fmt.Sprintf("finds no room among the held ones (%s), and is tried again at %s", ln.full, clock(ln.until))
 	case !ln.until.IsZero():
 		return fmt.Sprintf("waits for try %d at %s, the last one failed as %s", it.attempts+1, clock(ln.until), it.class)
 	}

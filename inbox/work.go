@@ -102,7 +102,8 @@ func (c *Consumer) committed(ctx context.Context, b *batch, p *pass) {
 	c.circuit.succeed(b.probe, counts[done]+counts[duplicate] > 0)
 	c.lanes.finish(b,
 		func(it *item) bool { return p.fates[it].fate != waits },
-		func(it *item) time.Duration { return p.fates[it].retryIn })
+		func(it *item) decision { return p.fates[it] })
+	c.noteRoom(ctx, b.route.Topic, p)
 	for f, n := range counts {
 		if f != waits {
 			c.meters.count(ctx, b.route.Topic, f.String(), n)
@@ -127,7 +128,7 @@ func (c *Consumer) giveBack(b *batch) {
 	if b.probe {
 		c.circuit.skip()
 	}
-	c.lanes.finish(b, func(*item) bool { return false }, func(*item) time.Duration { return 0 })
+	c.lanes.finish(b, func(*item) bool { return false }, func(*item) decision { return decision{} })
 }
 
 // run is one transaction over the batch. The order of its statements is the lock protocol.
