@@ -20,6 +20,9 @@ func (c *Consumer) newClient() (*kgo.Client, error) {
 		kgo.FetchMaxBytes(16 << 20),
 		kgo.RebalanceTimeout(rebalanceTimeout),
 	}
+	if c.opts.InstanceID != "" {
+		opts = append(opts, kgo.InstanceID(c.opts.InstanceID))
+	}
 	opts = append(opts, c.opts.Kafka...)
 	opts = append(opts,
 		kgo.ConsumerGroup(c.member),

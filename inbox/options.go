@@ -14,8 +14,14 @@ type Options struct {
 	// Schema is where the inbox and outbox tables are. Default: the connection's search_path.
 	Schema string
 
-	// Kafka is passed to the client: seed brokers, dialer, static membership, session timeout.
+	// Kafka is passed to the client: seed brokers, dialer, session timeout, another balancer than cooperative-sticky.
 	Kafka []kgo.Opt
+
+	// InstanceID makes the process a static member of its group (KIP-345): one that ends and is back within the session
+	// timeout, 45 s by default, gets the partitions it had, and nobody else's move. In return those partitions rest until
+	// then. Each process needs one of its own that outlives restarts, such as the name of a pod of a StatefulSet; of two
+	// with the same the older one loses its partitions. Default: none, a member that ends leaves at once.
+	InstanceID string
 
 	// DLQTopic receives a copy of each dead message through the outbox. Default: the group's name + ".dlq".
 	DLQTopic string
