@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/internal/await"
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
+	"github.com/orderflow-dev/orderflow/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// greeting is a record as the example of package outbox publishes it.
+func greeting() *kgo.Record {
+	id := uuid.Must(uuid.NewV7())
+	return &kgo.Record{Topic: "greetings", Key: []byte("Ada"), Value: []byte(`"hi"`), Headers: []kgo.RecordHeader{
+		{Key: "ce_id", Value: []byte(id.String())}, {Key: "ce_type", Value: []byte("greeting.said.v1")},
+	}}
+}
+
+// Every greeting counts once, though it arrives twice, and the example can be run again on what it has made.
+func TestGreetingsCountOnce(t *testing.T) {
+	db, broker := pgtest.NewEmpty(t), kafkatest.New(t, "greetings")
+	for n := 1; n <= 2; n++ {
+		again := greeting()
+		broker.Produce(t, again)
+		broker.Produce(t, again, greeting())
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			ended <- run(ctx, db.URL, broker.Addrs[0])
+			cancel()
+		}()
+		var greetings int
+		handled := func(ctx context.Context) error {
+			var messages int
+			err := db.Pool.QueryRow(ctx, `SELECT greetings, (SELECT count(*) FROM processed_messages) FROM counts`).Scan(&greetings, &messages)
+			if err == nil && messages != 2*n {
+				err = fmt.Errorf("%d messages, want %d", messages, 2*n)
+			}
+			return err
+		}
+		if err := await.New(nil, 0).For(ctx, "the last message, which is behind the one that came twice", handled, func(error) bool { return true }); err != nil {
+			cancel()
+			t.Fatalf("run %d: %v; it ended with %v", n, err, <-ended)
+		}
+		if greetings != 2*n {
+			t.Errorf("run %d: %d greetings counted, want %d", n, greetings, 2*n)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("run %d = %v, want nil once it is stopped", n, err)
+		}
+	}
+}
