@@ -11,6 +11,8 @@
 //	…
 //	err = consumer.Run(ctx) // until ctx ends
 //
+// examples/inbox in this module is a whole program. Package inboxtest proves a service's own handlers under faults.
+//
 // [Typed] and [TypedBatch] make routes whose handlers get payloads decoded.
 //
 // # Order
@@ -49,6 +51,12 @@
 // both; then the writers. A message of a version that is newer than its route's, or older without an upcaster, is held with
 // its key until a consumer starts that reads it. An upcaster may go when no message of its version is left in the topic or
 // among the parked.
+//
+// # Why nothing moves
+//
+// [Consumer.Why] says in words what messages wait for, and the log repeats it while nothing moves. [Consumer.Ready] fails
+// while the consumer is no member of its group, pauses for an outage, or finds no room for another held message: the table of
+// parked messages grows to [Options.MaxHeld] and no further.
 //
 // # Where it ends
 //
