@@ -75,7 +75,10 @@ func TestWhySaysWhatMessagesWaitFor(t *testing.T) {
 				tt.says[i] = strings.Replace(tt.says[i], "ID", id, 1)
 			}
 			w.produce(rec)
-			w.wait("the words", func() bool { return says(c.Why(), tt.says...) })
+			w.wait("the words, and no others", func() bool {
+				why := c.Why()
+				return says(why, tt.says...) && len(why) == 1
+			})
 			if why := fmt.Sprint(c.Why()); strings.Contains(why, "secret") {
 				t.Errorf("Why() = %s names a key", why)
 			}
@@ -84,6 +87,28 @@ func TestWhySaysWhatMessagesWaitFor(t *testing.T) {
 			w.wait("nothing more to say", func() bool { return len(c.Why()) == 0 })
 		})
 	}
+}
+
+func TestASecondTryThatIsInItsHandlerWaitsForNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	c := w.consumer(onlyPlaced(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if m.Attempt == 1 {
+			return inbox.RetryAfter(time.Millisecond, errors.New("again"))
+		}
+		close(entered)
+		<-release
+		return apply(ctx, tx, m)
+	}), w.options())
+	w.run(c)
+	w.produce(record("u1", 1, ""))
+	<-entered
+	if why := c.Why(); len(why) != 1 || !says(why, "is in the handler of order.placed.v1 for ") {
+		t.Errorf("Why() = %q, want that the message is in its handler and nothing else", why)
+	}
+	close(release)
+	w.wait("the effect", func() bool { return len(w.effects("u1")) == 1 })
 }
 
 func TestWhySaysThatThereIsNoMembershipOrNoPartition(t *testing.T) {

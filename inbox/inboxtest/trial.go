@@ -64,7 +64,7 @@ const (
 // with what the consumers say they wait for, and when a fault never happened: with fewer messages than some dozens there
 // may be no place for each.
 func (t Trial) Run(ctx context.Context) ([]inbox.Message, Report, error) {
-	r := &run{Trial: t, report: Report{Seed: cmp.Or(t.Seed, rand.Uint64())}}
+	r := &run{Trial: t, report: Report{Seed: cmp.Or(t.Seed, rand.Uint64())}} //nolint:gosec // faults are no secret
 	r.Group = cmp.Or(t.Group, "inboxtest")
 	r.random = rand.New(rand.NewPCG(r.report.Seed, 0)) //nolint:gosec // faults are no secret
 	err := r.all(ctx)
