@@ -18,7 +18,6 @@ func FuzzDecodeNeverPanicsAndAlwaysGivesAStorableMessage(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	d := decoder{routes: r, maxPayload: 1 << 10, maxHeaders: 10}
 	f.Add([]byte("u1"), []byte(`{"a":1}`), "0190163d-8694-739b-aea5-966c26f8ad91", "order.placed.v1", "application/json", int64(0))
 	f.Add([]byte{0xff, 0}, []byte(nil), "", "order.placed.v2", "", int64(-1))
 	f.Add([]byte(nil), []byte("\xff"), "{0190163d-8694-739b-aea5-966c26f8ad91}", "", "text/plain", int64(1)<<62)
@@ -26,37 +25,46 @@ func FuzzDecodeNeverPanicsAndAlwaysGivesAStorableMessage(f *testing.F) {
 		rec := &kgo.Record{Topic: "orders", Key: key, Value: payload, Timestamp: time.UnixMilli(ms), Headers: []kgo.RecordHeader{
 			{Key: "ce_id", Value: []byte(id)}, {Key: "ce_type", Value: []byte(typ)}, {Key: "content-type", Value: []byte(contentType)},
 		}}
-		it := d.decode(rec, time.Now())
-		again := d.decode(rec, time.Now())
-		if it == nil {
-			return
-		}
-		if it.dedupID != again.dedupID || it.key != again.key {
-			t.Fatalf("decoded twice: id %s and %s, key %q and %q", it.dedupID, again.dedupID, it.key, again.key)
-		}
-		if !storable(it.key) || !storable(text(it.msg.Type)) {
-			t.Fatalf("key %q or type %q cannot be stored", it.key, text(it.msg.Type))
-		}
-		if slot := slotOf(it.dedupID); slot < 0 || slot > 31 {
-			t.Fatalf("slot of %s = %d", it.dedupID, slot)
-		}
-		if it.verdict == nil && (it.msg.ID != it.dedupID || it.route.Handle == nil || len(it.msg.Payload) == 0) {
-			t.Fatalf("accepted %+v", it.msg)
-		}
-		stored, err := json.Marshal(headerList(it.msg.Headers))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var back headerList
-		if err := json.Unmarshal(stored, &back); err != nil || len(back) != len(it.msg.Headers) {
-			t.Fatalf("headers %s read back: %v, %v", stored, back, err)
-		}
-		for i, h := range back {
-			if !bytes.Equal(h.Value, it.msg.Headers[i].Value) {
-				t.Fatalf("header %d = %q, want %q", i, h.Value, it.msg.Headers[i].Value)
-			}
-		}
+		checkDecoded(t, decoder{routes: r, maxPayload: 1 << 10, maxHeaders: 10}, rec)
+		checkDecoded(t, decoder{routes: r, maxPayload: 1 << 10, maxHeaders: 10, anyID: true}, rec)
 	})
+}
+
+func checkDecoded(t *testing.T, d decoder, rec *kgo.Record) {
+	t.Helper()
+	it := d.decode(rec, time.Now())
+	again := d.decode(rec, time.Now())
+	if it == nil {
+		return
+	}
+	if it.dedupID != again.dedupID || it.key != again.key {
+		t.Fatalf("decoded twice: id %s and %s, key %q and %q", it.dedupID, again.dedupID, it.key, again.key)
+	}
+	if !storable(it.key) || !storable(text(it.msg.Type)) {
+		t.Fatalf("key %q or type %q cannot be stored", it.key, text(it.msg.Type))
+	}
+	if slot := slotOf(it.dedupID); slot < 0 || slot > 31 {
+		t.Fatalf("slot of %s = %d", it.dedupID, slot)
+	}
+	if d.anyID && it.expired {
+		t.Fatalf("id %s is too old, though any will do", it.dedupID)
+	}
+	if it.verdict == nil && (it.msg.ID != it.dedupID || it.route.Handle == nil || len(it.msg.Payload) == 0) {
+		t.Fatalf("accepted %+v", it.msg)
+	}
+	stored, err := json.Marshal(headerList(it.msg.Headers))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back headerList
+	if err := json.Unmarshal(stored, &back); err != nil || len(back) != len(it.msg.Headers) {
+		t.Fatalf("headers %s read back: %v, %v", stored, back, err)
+	}
+	for i, h := range back {
+		if !bytes.Equal(h.Value, it.msg.Headers[i].Value) {
+			t.Fatalf("header %d = %q, want %q", i, h.Value, it.msg.Headers[i].Value)
+		}
+	}
 }
 
 func TestNewConsumerReportsEveryMistakeAtOnce(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 
 // Classes of errors that the consumer itself gives. Handlers name their own with [PermanentAs] and [WithClass].
 const (
-	ClassUndecodable        = "undecodable"         // no payload, or JSON that is none
-	ClassBadEnvelope        = "bad_envelope"        // no type, no id, or an id that is no UUIDv7 of the last 28 days
+	ClassUndecodable        = "undecodable"         // no payload, JSON that is none, or that does not fit the type of a typed route
+	ClassBadEnvelope        = "bad_envelope"        // no type, no id, or an id that is no UUIDv7 of the last 28 days (with Options.AnyID: one that is too long)
 	ClassUnsupportedVersion = "unsupported_version" // another major version of a type that has a route
 	ClassKeyMismatch        = "key_mismatch"        // refused by Route.Check
 	ClassIDConflict         = "id_conflict"         // the id is known, with another payload

@@ -2,7 +2,6 @@ package inbox_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -25,18 +24,15 @@ func ExampleConsumer() {
 		}
 		defer pool.Close()
 
-		ship := func(ctx context.Context, tx pgx.Tx, msg inbox.Message) error {
-			var order struct {
-				ID string `json:"order_id"`
-			}
-			if err := json.Unmarshal(msg.Payload, &order); err != nil {
-				return inbox.Permanent(fmt.Errorf("decode %s: %w", msg.Type, err))
-			}
-			_, err := tx.Exec(ctx, `INSERT INTO shipments (order_id) VALUES ($1)`, order.ID)
+		type completed struct {
+			OrderID string `json:"order_id"`
+		}
+		ship := func(ctx context.Context, tx pgx.Tx, e inbox.Event[completed]) error {
+			_, err := tx.Exec(ctx, `INSERT INTO shipments (order_id) VALUES ($1)`, e.Data.OrderID)
 			return err
 		}
 		consumer, err := inbox.NewConsumer(pool, "warehouse", []inbox.Route{
-			{Topic: "orders.completed", Type: "order.completed.v1", Handle: ship},
+			inbox.Typed("orders.completed", "order.completed.v1", ship),
 		}, inbox.Options{Kafka: []kgo.Opt{kgo.SeedBrokers("localhost:9092")}})
 		if err != nil {
 			return err

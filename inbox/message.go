@@ -10,7 +10,7 @@ import (
 
 // Message is one message as a handler sees it: the CloudEvents attributes of a record, and the record's place in Kafka.
 type Message struct {
-	ID        uuid.UUID // ce_id, the id by which a message is known
+	ID        uuid.UUID // ce_id, the id by which a message is known; see [Options.AnyID] for ids that are no UUID
 	Topic     string
 	Partition int32
 	Offset    int64

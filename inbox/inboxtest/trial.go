@@ -26,14 +26,14 @@ import (
 
 // Trial runs a service's handlers under faults. Pool, Routes and Messages are required.
 type Trial struct {
-	// Pool connects to a database with the service's tables and those of the inbox and the outbox. The consumers share it,
-	// so it should allow some 20 connections. Its role must be allowed to end its own connections, as every role is.
+	// Pool connects to a database with the service's tables and, in its search_path, those of the inbox and the outbox. The
+	// consumers share it, so it should allow some 20 connections. Its role ends connections of its own, as every role may.
 	Pool *pgxpool.Pool
 	// Group is the consumer group. Default "inboxtest".
 	Group string
 	// Routes are the service's.
 	Routes []inbox.Route
-	// Options are the service's; Kafka is not used. Shorter retries make a trial shorter.
+	// Options are the service's; Kafka, InstanceID and CommitEvery are not used. Shorter retries make a trial shorter.
 	Options inbox.Options
 	// Messages are published in this order, as far as a key is concerned: Topic, Key, Type and Payload, and the ID if
 	// there is one. The handlers must be able to apply every one.
@@ -256,6 +256,7 @@ func (r *run) join(ctx context.Context) error {
 	opts := r.Options
 	opts.Kafka = []kgo.Opt{kgo.SeedBrokers(r.cluster.ListenAddrs()...), kgo.FetchMaxWait(50 * time.Millisecond), kgo.MetadataMinAge(20 * time.Millisecond)}
 	opts.CommitEvery = 20 * time.Millisecond
+	opts.InstanceID = "" // members need different ones, and should leave at once
 	routes := make([]inbox.Route, len(r.Routes))
 	for i, route := range r.Routes {
 		routes[i] = r.crashing(route)
