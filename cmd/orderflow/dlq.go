@@ -28,7 +28,7 @@ another of its key). In group email, where order does not matter, nothing waits 
 
 Messages are named GROUP/NUMBER, such as email/12.`,
 	}
-	cmd.AddCommand(newDLQList(), newDLQShow(), newDLQReplay(), newDLQDiscard())
+	cmd.AddCommand(newDLQList(), newDLQGroups(), newDLQShow(), newDLQReplay(), newDLQDiscard())
 	return cmd
 }
 
@@ -39,6 +39,7 @@ type parkedDoc struct {
 	State         string     `json:"state"`
 	Class         string     `json:"class,omitempty"`
 	Error         string     `json:"error,omitempty"`
+	Fingerprint   string     `json:"fingerprint,omitempty"`
 	Attempts      int        `json:"attempts"`
 	Topic         string     `json:"topic"`
 	Partition     int32      `json:"partition"`
@@ -54,7 +55,7 @@ type parkedDoc struct {
 
 func newParkedDoc(p inbox.Parked) parkedDoc {
 	return parkedDoc{
-		ID: parkedName(p), Group: p.Group, State: p.State, Class: p.Class, Error: p.Error, Attempts: p.Attempts,
+		ID: parkedName(p), Group: p.Group, State: p.State, Class: p.Class, Error: p.Error, Fingerprint: p.Fingerprint, Attempts: p.Attempts,
 		Topic: p.Topic, Partition: p.Partition, Offset: p.Offset, Key: p.Key, MessageID: p.EventID.String(), Type: p.Type,
 		ParkedAt: p.ParkedAt, FirstFailedAt: optionalTime(p.FirstFailedAt), LastFailedAt: optionalTime(p.LastFailedAt), NextTryAt: optionalTime(p.NextTryAt),
 	}
@@ -67,6 +68,32 @@ func addParkedFilter(cmd *cobra.Command) {
 	cmd.Flags().String("key", "", "only messages with this key (the user's id)")
 	cmd.Flags().String("type", "", "only messages of this type, such as order.placed.v1")
 	cmd.Flags().String("class", "", "only failures of this class, such as undecodable")
+	cmd.Flags().String("fingerprint", "", "only failures with this fingerprint (orderflow dlq groups)")
+}
+
+// parkedFilter is what the flags of [addParkedFilter] select of one group.
+func parkedFilter(cmd *cobra.Command, group, state string) inbox.Filter {
+	return inbox.Filter{
+		Group: group, Key: stringFlag(cmd, "key"), Type: stringFlag(cmd, "type"), Class: stringFlag(cmd, "class"),
+		Fingerprint: stringFlag(cmd, "fingerprint"), State: state,
+	}
+}
+
+// filtered reports whether a flag of [addParkedFilter] selects something.
+func filtered(cmd *cobra.Command) bool {
+	return slices.ContainsFunc([]string{"group", "key", "type", "class", "fingerprint"}, func(flag string) bool { return stringFlag(cmd, flag) != "" })
+}
+
+func addStateFlag(cmd *cobra.Command, state string) {
+	cmd.Flags().String("state", state, "only messages in this state: dead, held or waiting")
+}
+
+func stateFromFlag(cmd *cobra.Command) (string, error) {
+	state := stringFlag(cmd, "state")
+	if state != "" && !slices.Contains([]string{inbox.StateDead, inbox.StateHeld, inbox.StateWaiting}, state) {
+		return "", usage("use dead, held or waiting", "unknown state %q", state)
+	}
+	return state, nil
 }
 
 func newDLQList() *cobra.Command {
@@ -79,7 +106,7 @@ func newDLQList() *cobra.Command {
 		RunE: listParked,
 	}
 	addParkedFilter(cmd)
-	cmd.Flags().String("state", "", "only messages in this state: dead, held or waiting")
+	addStateFlag(cmd, "")
 	addDatabaseFlag(cmd)
 	addOutputFlag(cmd)
 	return cmd
@@ -90,9 +117,9 @@ func listParked(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	state := stringFlag(cmd, "state")
-	if state != "" && !slices.Contains([]string{inbox.StateDead, inbox.StateHeld, inbox.StateWaiting}, state) {
-		return usage("use dead, held or waiting", "unknown state %q", state)
+	state, err := stateFromFlag(cmd)
+	if err != nil {
+		return err
 	}
 	url, err := ownerURL(cmd)
 	if err != nil {
@@ -113,7 +140,7 @@ func findParked(cmd *cobra.Command, url, state string) ([]inbox.Parked, error) {
 	}
 	var found []inbox.Parked
 	for _, group := range groups {
-		filter := inbox.Filter{Group: group, Key: stringFlag(cmd, "key"), Type: stringFlag(cmd, "type"), Class: stringFlag(cmd, "class"), State: state}
+		filter := parkedFilter(cmd, group, state)
 		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
 			for {
 				page, err := inbox.ListParked(cmd.Context(), pool, filter)
@@ -148,7 +175,7 @@ func withGroup(ctx context.Context, url, group string, f func(*pgxpool.Pool) err
 		return err
 	}
 	defer pool.Close()
-	return f(pool)
+	return ownerError(f(pool))
 }
 
 func printParked(out *output, found []inbox.Parked) error {

@@ -83,14 +83,10 @@ func replayParked(cmd *cobra.Command, args []string) error {
 // planReplay returns the dead messages that the arguments or flags select.
 func planReplay(cmd *cobra.Command, url string, names []string) ([]inbox.Parked, error) {
 	all, _ := cmd.Flags().GetBool("all")
-	filtered := false
-	for _, name := range []string{"group", "key", "type", "class"} {
-		filtered = filtered || stringFlag(cmd, name) != ""
-	}
 	switch {
-	case len(names) == 0 && !filtered && !all:
+	case len(names) == 0 && !filtered(cmd) && !all:
 		return nil, usage("`orderflow dlq list` shows them; --all selects all", "name the messages to replay, or select them with flags")
-	case len(names) > 0 && (filtered || all):
+	case len(names) > 0 && (filtered(cmd) || all):
 		return nil, usage("", "name the messages or select them with flags, not both")
 	case len(names) == 0:
 		return findParked(cmd, url, inbox.StateDead)

@@ -74,6 +74,7 @@ func showParked(out *output, p inbox.Parked) error {
 	row("state", parkedState(p.State))
 	if p.Class != "" {
 		row("failure", p.Class+": "+p.Error)
+		row("fingerprint", p.Fingerprint)
 	}
 	row("tries", p.Attempts)
 	row("type", p.Type)

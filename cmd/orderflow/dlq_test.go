@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,8 +22,8 @@ func park(t *testing.T, db *pgtest.DB, group, key string, payload []byte, header
 			VALUES ($1, 'orders', $2, 'dead', 1, 'order.placed.v1', now())
 		)
 		INSERT INTO %[1]s.parked_messages (consumer_group, topic, key, hold_key, kafka_partition, kafka_offset, event_id, type,
-		                                   record_time, headers, payload, state, error_class, error)
-		VALUES ($1, 'orders', $2, $2, 0, 7, gen_random_uuid(), 'order.placed.v1', now(), $3::jsonb, $4, 'dead', 'undecodable', 'no')
+		                                   record_time, headers, payload, state, error_class, error, fingerprint)
+		VALUES ($1, 'orders', $2, $2, 0, 7, gen_random_uuid(), 'order.placed.v1', now(), $3::jsonb, $4, 'dead', 'undecodable', 'no', 'f00d')
 		RETURNING id`, schemaOf[group]), group, key, headers, payload).Scan(&id)
 	if err != nil {
 		t.Fatal(err)
@@ -113,5 +114,46 @@ func TestResolvingSomeOfSeveralExitsWith6(t *testing.T) {
 				t.Errorf("orderflow %s = exit %d, %s; want exit %d and %q", strings.Join(args[:4], " "), got.code, got.stderr, tc.code, tc.stderr)
 			}
 		})
+	}
+}
+
+func TestGroupsLeadToTheirMessages(t *testing.T) {
+	t.Parallel()
+	db := migrated.New(t)
+	park(t, db, "order", "u1", nil, `[]`)
+	other := park(t, db, "warehouse", "u1", nil, `[]`)
+	last := park(t, db, "warehouse", "u2", nil, `[]`)
+	if _, err := db.Pool.Exec(t.Context(), `UPDATE warehouse.parked_messages SET fingerprint = 'cafe', error = 'other' WHERE key = 'u2'`); err != nil {
+		t.Fatal(err)
+	}
+	dlq := func(args ...string) string {
+		t.Helper()
+		got := orderflow(t.Context(), append(append([]string{"dlq"}, args...), "--database-url", db.URL)...)
+		if got.code != 0 {
+			t.Fatalf("dlq %v = exit %d, %s", args, got.code, got.stderr)
+		}
+		return got.stdout
+	}
+	var docs []parkedGroupDoc
+	if err := json.Unmarshal([]byte(dlq("groups", "-o", "json")), &docs); err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, d := range docs {
+		found = append(found, fmt.Sprint(d.Group, " ", d.Class, " ", d.Fingerprint, " ", d.Dead, d.Held, d.Waiting, d.Keys, " ", d.Error))
+	}
+	slices.Sort(found)
+	want := []string{"order undecodable f00d 1 0 0 1 no", "warehouse undecodable cafe 1 0 0 1 other", "warehouse undecodable f00d 1 0 0 1 no"}
+	if !slices.Equal(found, want) {
+		t.Errorf("dlq groups = %q, want %q", found, want)
+	}
+	if got := dlq("groups", "--group", "warehouse", "--fingerprint", "cafe"); !strings.Contains(got, "other") || strings.Count(got, "\n") != 2 {
+		t.Errorf("groups of one fingerprint: %s; want a header and one line", got)
+	}
+	if got := dlq("list", "--fingerprint", "cafe"); !strings.Contains(got, last) || strings.Contains(got, other) {
+		t.Errorf("list of one fingerprint: %s; want %s alone", got, last)
+	}
+	if got := dlq("groups", "--state", "held"); got != "nothing is parked\n" {
+		t.Errorf("groups of held messages: %s; want none", got)
 	}
 }

@@ -1,0 +1,55 @@
+package inbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/orderflow-dev/orderflow/inbox"
+)
+
+func TestParkedMessagesAreGroupedByWhatTheyFailedWith(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.start(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		switch what(m) {
+		case "amount":
+			return inbox.PermanentAs("business_invalid", fmt.Errorf("amount of %s differs", m.ID))
+		case "stock":
+			return inbox.PermanentAs("business_invalid", errors.New("no stock"))
+		}
+		return apply(ctx, tx, m)
+	}, w.options())
+	w.produce(record("u1", 1, "amount"), record("u1", 2, ""), record("u1", 3, ""), record("u2", 1, "amount"), record("u3", 1, "stock"))
+	w.wait("five parked", func() bool { return len(w.parked(inbox.Filter{})) == 5 })
+
+	got, err := inbox.GroupParked(t.Context(), w.db.Pool, inbox.Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []inbox.ParkedGroup{
+		{Group: "test", Type: placed, Class: "business_invalid", Dead: 2, Keys: 2},
+		{Group: "test", Type: placed, Class: "business_invalid", Dead: 1, Keys: 1, Error: "no stock"},
+		{Group: "test", Type: placed, Waiting: 2, Keys: 1},
+	}
+	ignored := cmpopts.IgnoreFields(inbox.ParkedGroup{}, "Fingerprint", "FirstSeen", "LastSeen")
+	sample := cmpopts.IgnoreFields(inbox.ParkedGroup{}, "Error")
+	if len(got) != 3 || !cmp.Equal(want[0], got[0], ignored, sample) || !cmp.Equal(want[1:], got[1:], ignored) {
+		t.Fatalf("GroupParked() = %+v, want %+v", got, want)
+	}
+	amount := w.parked(inbox.Filter{Fingerprint: got[0].Fingerprint})
+	if len(amount) != 2 || amount[0].Key != "u1" || amount[1].Key != "u2" || got[0].Error != amount[1].Error {
+		t.Errorf("with the fingerprint of %+v: %+v, want u1 and u2, the error of the second as the sample", got[0], amount)
+	}
+	if !got[0].FirstSeen.Equal(amount[0].FirstFailedAt) || !got[0].LastSeen.Equal(amount[1].LastFailedAt) {
+		t.Errorf("seen from %v to %v, want %v to %v", got[0].FirstSeen, got[0].LastSeen, amount[0].FirstFailedAt, amount[1].LastFailedAt)
+	}
+	if got[2].Fingerprint != "" || got[2].FirstSeen.IsZero() {
+		t.Errorf("the waiting ones are %+v, want no fingerprint and the time of their parking", got[2])
+	}
+}
