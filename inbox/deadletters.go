@@ -36,6 +36,7 @@ type Parked struct {
 	FirstFailedAt time.Time // zero while waiting
 	LastFailedAt  time.Time
 	NextTryAt     time.Time // of the key; zero when the message waits for a person
+	Released      bool      // dead, and later messages of its key pass it
 
 	// Headers and Payload are filled by [ShowParked] only.
 	Headers []Header
@@ -92,7 +93,8 @@ func ShowParked(ctx context.Context, pool *pgxpool.Pool, id int64) (Parked, erro
 const selectParked = `
 		SELECT p.id, p.consumer_group, p.topic, p.kafka_partition, p.kafka_offset, p.key, p.event_id, p.type, p.state,
 		       p.attempts, coalesce(p.error_class, ''), coalesce(p.error, ''), coalesce(p.fingerprint, ''), p.parked_at,
-		       p.first_failed_at, p.last_failed_at, CASE WHEN h.state = 'held' THEN h.next_at END
+		       p.first_failed_at, p.last_failed_at, CASE WHEN h.state = 'held' THEN h.next_at END,
+		       p.hold_key IS NULL
 		FROM parked_messages p
 		LEFT JOIN inbox_holds h ON (h.consumer_group, h.topic, h.key) = (p.consumer_group, p.topic, p.hold_key)`
 
@@ -116,7 +118,7 @@ func scanParked(row pgx.CollectableRow) (Parked, error) {
 	var p Parked
 	var first, last, next *time.Time
 	err := row.Scan(&p.ID, &p.Group, &p.Topic, &p.Partition, &p.Offset, &p.Key, &p.EventID, &p.Type, &p.State,
-		&p.Attempts, &p.Class, &p.Error, &p.Fingerprint, &p.ParkedAt, &first, &last, &next)
+		&p.Attempts, &p.Class, &p.Error, &p.Fingerprint, &p.ParkedAt, &first, &last, &next, &p.Released)
 	for from, to := range map[*time.Time]*time.Time{first: &p.FirstFailedAt, last: &p.LastFailedAt, next: &p.NextTryAt} {
 		if from != nil {
 			*to = *from

@@ -8,8 +8,43 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
+// Forecast says what a replay of dead messages would do.
+type Forecast struct {
+	Run    int // messages that their consumers will try again
+	Drop   int // messages that processed_messages knows as done or discarded: dropped, not run
+	Behind int // other messages that wait in the same keys and go on when these succeed
+}
+
+// ForecastReplay says what [Replay] would do now with the dead messages of group that have these ids.
+func ForecastReplay(ctx context.Context, pool *pgxpool.Pool, group string, ids []int64) (Forecast, error) {
+	var f Forecast
+	err := pool.QueryRow(ctx, `
+		WITH chosen AS (
+			SELECT id, topic, key, hold_key, event_id
+			FROM parked_messages
+			WHERE consumer_group = $1 AND state = 'dead' AND id = ANY($2::bigint[])
+		), settled AS (
+			SELECT c.id
+			FROM chosen c
+			JOIN processed_messages m ON m.consumer_group = $1 AND m.event_id = c.event_id
+			WHERE m.state IN ('done', 'discarded')
+		)
+		SELECT (SELECT count(*) FROM chosen) - (SELECT count(*) FROM settled),
+		       (SELECT count(*) FROM settled),
+		       (SELECT count(*)
+		        FROM parked_messages p
+		        WHERE p.consumer_group = $1 AND p.state = 'waiting'
+		          AND (p.topic, p.hold_key) IN (SELECT topic, key FROM chosen))`, group, notNil(ids)).Scan(&f.Run, &f.Drop, &f.Behind)
+	if err != nil {
+		return Forecast{}, fmt.Errorf("forecast a replay: %w", err)
+	}
+	return f, nil
+}
+
 // Replay hands the dead messages that f selects back to their consumers, which try them again in the order of their
-// key. It returns how many. A message that fails again is dead again, its attempts counted on. by says who asked.
+// key, in their own group alone. It returns how many. A message that fails again is dead again, its attempts counted
+// on. One that processed_messages knows as done or discarded, as after a restore, is dropped instead and not counted.
+// by says who asked.
 func Replay(ctx context.Context, pool *pgxpool.Pool, f Filter, by string) (int, error) {
 	f.State, f.Limit = StateDead, 500
 	replayed := 0
@@ -46,6 +81,10 @@ func replayOne(ctx context.Context, pool *pgxpool.Pool, p Parked, by string) (re
 		if err != nil {
 			return err
 		}
+		settled, err := st.dropSettled(ctx, tx, p, by)
+		if err != nil || settled {
+			return err
+		}
 		tag, err := tx.Exec(ctx, `
 			WITH replayed AS (
 				UPDATE parked_messages p SET state = 'held', hold_key = p.key
@@ -68,4 +107,28 @@ func replayOne(ctx context.Context, pool *pgxpool.Pool, p Parked, by string) (re
 		return st.audit(ctx, tx, auditRow{action: "replay", topic: p.Topic, key: p.Key, eventID: p.EventID, parkedID: p.ID, by: by})
 	})
 	return replayed, err
+}
+
+// dropSettled removes a dead message that has its fate already: running it would repeat an effect. The caller holds the
+// hold's lock.
+func (s store) dropSettled(ctx context.Context, tx pgx.Tx, p Parked, by string) (dropped bool, err error) {
+	tag, err := tx.Exec(ctx, `
+		DELETE FROM parked_messages p
+		WHERE p.id = $1 AND p.state = 'dead' AND EXISTS (
+		    SELECT FROM processed_messages m
+		    WHERE (m.consumer_group, m.event_id, m.slot) = (p.consumer_group, p.event_id, $2) AND m.state IN ('done', 'discarded'))`,
+		p.ID, slotOf(p.EventID))
+	if err != nil || tag.RowsAffected() == 0 {
+		return false, err
+	}
+	removed := 1
+	if p.Released {
+		removed = 0 // its hold, made by this replay, never counted it
+	}
+	if err := s.advance(ctx, tx, p.Topic, p.Key, removed); err != nil {
+		return false, err
+	}
+	return true, s.audit(ctx, tx, auditRow{
+		action: "discard", topic: p.Topic, key: p.Key, eventID: p.EventID, parkedID: p.ID, reason: "replayed, and had its fate already", by: by,
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -51,5 +52,47 @@ func TestParkedMessagesAreGroupedByWhatTheyFailedWith(t *testing.T) {
 	}
 	if got[2].Fingerprint != "" || got[2].FirstSeen.IsZero() {
 		t.Errorf("the waiting ones are %+v, want no fingerprint and the time of their parking", got[2])
+	}
+}
+
+func TestAReplayDropsWhatHasItsFateAlready(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var fixed atomic.Bool
+	w.start(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		if what(m) == "poison" && !fixed.Load() {
+			return inbox.Permanent(errors.New("no"))
+		}
+		return apply(ctx, tx, m)
+	}, w.options())
+	w.produce(record("u1", 1, "poison"), record("u1", 2, ""), record("u1", 3, ""), record("u2", 1, "poison"), record("u2", 2, ""))
+	w.wait("five parked", func() bool { return len(w.parked(inbox.Filter{})) == 5 })
+	fixed.Store(true)
+
+	// As after a restore of one table only: u1's first message was handled.
+	if _, err := w.db.Pool.Exec(t.Context(), `
+		UPDATE processed_messages SET state = 'done'
+		WHERE event_id = (SELECT event_id FROM parked_messages WHERE key = 'u1' ORDER BY id LIMIT 1)`); err != nil {
+		t.Fatal(err)
+	}
+	var ids []int64
+	for _, p := range w.parked(inbox.Filter{State: inbox.StateDead}) {
+		ids = append(ids, p.ID)
+	}
+	got, err := inbox.ForecastReplay(t.Context(), w.db.Pool, "test", ids)
+	if want := (inbox.Forecast{Run: 1, Drop: 1, Behind: 3}); err != nil || got != want {
+		t.Errorf("ForecastReplay() = %+v, %v, want %+v", got, err, want)
+	}
+	if n, err := inbox.Replay(t.Context(), w.db.Pool, inbox.Filter{}, "alice"); n != 1 || err != nil {
+		t.Errorf("Replay() = %d, %v, want u2's message handed back", n, err)
+	}
+	w.wait("nothing parked", func() bool { return len(w.parked(inbox.Filter{})) == 0 })
+	w.wantEffects("u1", 2, 3)
+	w.wantEffects("u2", 1, 2)
+	if n := w.count(`SELECT count(*) FROM inbox_holds`); n != 0 {
+		t.Errorf("%d holds left, want 0", n)
+	}
+	if n := w.count(`SELECT count(*) FROM inbox_audit WHERE (action, by) IN (('discard', 'alice'), ('replay', 'alice'))`); n != 2 {
+		t.Errorf("%d rows in the audit, want one for each", n)
 	}
 }

@@ -98,7 +98,7 @@ func TestResolvingSomeOfSeveralExitsWith6(t *testing.T) {
 		{"all are replayed", func(a, b string) []string { return []string{"replay", a, b} }, "", 0, "2 messages were handed back"},
 		{"the second cannot be replayed", func(a, b string) []string { return []string{"replay", b, a} }, "warehouse.inbox_audit", 6, "1 of 2 messages were handed back"},
 		{"the only one cannot be replayed", func(_, b string) []string { return []string{"replay", b} }, "warehouse.inbox_audit", 1, "0 of 1"},
-		{"one is named twice", func(a, _ string) []string { return []string{"replay", a, a} }, "", 6, "1 messages were handed back"},
+		{"one is named twice", func(a, _ string) []string { return []string{"replay", a, a} }, "", 6, "1 of 2 messages were handed back"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
