@@ -38,9 +38,10 @@ type Parked struct {
 	NextTryAt     time.Time // of the key; zero when the message waits for a person
 	Released      bool      // dead, and later messages of its key pass it
 
-	// Headers and Payload are filled by [ShowParked] only.
+	// Headers, Payload and Edits are filled by [ShowParked] only.
 	Headers []Header
-	Payload []byte
+	Payload []byte // as the last edit left it
+	Edits   []Edit // the first one first
 }
 
 // Filter selects parked messages. Empty fields select everything.
@@ -71,8 +72,24 @@ func ListParked(ctx context.Context, pool *pgxpool.Pool, f Filter) ([]Parked, er
 	return parked, nil
 }
 
-// ShowParked returns one parked message with its headers and payload, or [ErrNotFound].
+// ShowParked returns one parked message with its headers, payload and edits, or [ErrNotFound].
 func ShowParked(ctx context.Context, pool *pgxpool.Pool, id int64) (Parked, error) {
+	p, err := onlyParked(ctx, pool, id)
+	if err != nil {
+		return Parked{}, err
+	}
+	var headers headerList
+	err = pool.QueryRow(ctx, `SELECT headers, payload FROM parked_messages WHERE id = $1`, id).Scan(&headers, &p.Payload)
+	if err != nil {
+		return Parked{}, fmt.Errorf("load parked message %d: %w", id, err)
+	}
+	p.Headers = headers
+	p.Edits, err = edits(ctx, pool, p.Group, p.EventID)
+	return p, err
+}
+
+// onlyParked returns a parked message without its content.
+func onlyParked(ctx context.Context, pool *pgxpool.Pool, id int64) (Parked, error) {
 	rows, _ := pool.Query(ctx, selectParked+` WHERE p.id = $1`, id) // CollectExactlyOneRow reports the error
 	p, err := pgx.CollectExactlyOneRow(rows, scanParked)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -81,12 +98,6 @@ func ShowParked(ctx context.Context, pool *pgxpool.Pool, id int64) (Parked, erro
 	if err != nil {
 		return Parked{}, fmt.Errorf("load parked message %d: %w", id, err)
 	}
-	var headers headerList
-	err = pool.QueryRow(ctx, `SELECT headers, payload FROM parked_messages WHERE id = $1`, id).Scan(&headers, &p.Payload)
-	if err != nil {
-		return Parked{}, fmt.Errorf("load parked message %d: %w", id, err)
-	}
-	p.Headers = headers
 	return p, nil
 }
 

@@ -15,21 +15,17 @@ func DiscardParked(ctx context.Context, pool *pgxpool.Pool, id int64, reason, by
 	if reason == "" {
 		return errors.New("discarding a message needs a reason")
 	}
-	p, err := ShowParked(ctx, pool, id)
+	p, err := onlyParked(ctx, pool, id)
 	if err != nil {
 		return err
 	}
 	st := store{group: p.Group}
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		// Taking the lease away makes a drainer that is at work on this key roll back.
-		_, err := tx.Exec(ctx, `
-			UPDATE inbox_holds SET lease_token = NULL, leased_until = NULL
-			WHERE consumer_group = $1 AND topic = $2 AND key = $3`, p.Group, p.Topic, p.Key)
-		if err != nil {
+		if err := st.seize(ctx, tx, p.Topic, p.Key); err != nil {
 			return err
 		}
 		var held bool
-		err = tx.QueryRow(ctx, `DELETE FROM parked_messages WHERE id = $1 RETURNING hold_key IS NOT NULL`, id).Scan(&held)
+		err := tx.QueryRow(ctx, `DELETE FROM parked_messages WHERE id = $1 RETURNING hold_key IS NOT NULL`, id).Scan(&held)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrNotFound
 		}

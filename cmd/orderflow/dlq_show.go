@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -16,9 +17,17 @@ import (
 // which Kafka tells from empty, as null.
 type shownDoc struct {
 	parkedDoc
+	Edits         []editDoc       `json:"edits,omitempty"`
 	Headers       []headerDoc     `json:"headers"`
 	Payload       json.RawMessage `json:"payload,omitempty"`
 	PayloadBase64 []byte          `json:"payload_base64,omitempty"`
+}
+
+// editDoc says that the payload was replaced.
+type editDoc struct {
+	At     time.Time `json:"at"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
 }
 
 type headerDoc struct {
@@ -46,7 +55,8 @@ func newDLQShow() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "show GROUP/NUMBER",
 		Short:   "Show one parked message with its headers and payload",
-		Example: "  orderflow dlq show email/12",
+		Long:    `Shows a parked message with its headers, its payload and who edited it. --original shows the payload before all edits.`,
+		Example: "  orderflow dlq show email/12\n  orderflow dlq show order/7 --original -o json",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out, err := newOutput(cmd)
@@ -57,9 +67,13 @@ func newDLQShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if original, _ := cmd.Flags().GetBool("original"); original {
+				p.Payload = p.Original()
+			}
 			return showParked(out, p)
 		},
 	}
+	cmd.Flags().Bool("original", false, "show the payload that the record had, before it was edited")
 	addDatabaseFlag(cmd)
 	addOutputFlag(cmd)
 	return cmd
@@ -84,6 +98,10 @@ func showParked(out *output, p inbox.Parked) error {
 	row("parked", localTime(p.ParkedAt))
 	row("last failed", localTime(p.LastFailedAt))
 	row("next try", localTime(p.NextTryAt))
+	for _, e := range p.Edits {
+		doc.Edits = append(doc.Edits, editDoc{At: e.At, By: e.By, Reason: e.Reason})
+		row("edited", fmt.Sprintf("%s by %s: %s", localTime(e.At), e.By, e.Reason))
+	}
 	for _, h := range p.Headers {
 		value, encoded := bytesDoc(h.Value)
 		doc.Headers = append(doc.Headers, headerDoc{Key: h.Key, Value: value, ValueBase64: encoded})
