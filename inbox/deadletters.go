@@ -38,10 +38,12 @@ type Parked struct {
 	NextTryAt     time.Time // of the key; zero when the message waits for a person
 	Released      bool      // dead, and later messages of its key pass it
 
-	// Headers, Payload and Edits are filled by [ShowParked] only.
-	Headers []Header
-	Payload []byte // as the last edit left it
-	Edits   []Edit // the first one first
+	// What follows is filled by [ShowParked] only.
+	RecordKey  []byte // nil when the record had none
+	RecordTime time.Time
+	Headers    []Header
+	Payload    []byte // as the last edit left it
+	Edits      []Edit // the first one first
 }
 
 // Filter selects parked messages. Empty fields select everything.
@@ -79,7 +81,11 @@ func ShowParked(ctx context.Context, pool *pgxpool.Pool, id int64) (Parked, erro
 		return Parked{}, err
 	}
 	var headers headerList
-	err = pool.QueryRow(ctx, `SELECT headers, payload FROM parked_messages WHERE id = $1`, id).Scan(&headers, &p.Payload)
+	err = pool.QueryRow(ctx, `SELECT record_key, record_time, headers, payload FROM parked_messages WHERE id = $1`, id).
+		Scan(&p.RecordKey, &p.RecordTime, &headers, &p.Payload)
+	if errors.Is(err, pgx.ErrNoRows) { // resolved since
+		return Parked{}, fmt.Errorf("%d: %w", id, ErrNotFound)
+	}
 	if err != nil {
 		return Parked{}, fmt.Errorf("load parked message %d: %w", id, err)
 	}
