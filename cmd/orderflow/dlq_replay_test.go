@@ -149,7 +149,7 @@ func TestAReplayStopsAtItsCanaryAndGoesOnOnceTheCauseIsMended(t *testing.T) {
 func TestAnInterruptedReplaySaysHowToGoOn(t *testing.T) {
 	t.Parallel()
 	db := migrated.New(t)
-	for i := range 7 { // and no consumer runs
+	for i := range 8 { // and no consumer runs
 		park(t, db, "warehouse", fmt.Sprintf("u%d", i), []byte("{"), `[]`)
 	}
 	inState := func(state string) (n int) {
@@ -158,16 +158,20 @@ func TestAnInterruptedReplaySaysHowToGoOn(t *testing.T) {
 		}
 		return n
 	}
-	ctx, interrupt := context.WithCancel(t.Context())
-	ended := make(chan result)
-	go func() { ended <- orderflow(ctx, "dlq", "replay", "--all", "--yes", "--database-url", db.URL) }()
-	waitUntil(t, "the canary is handed back", func() bool { return inState("held") == 1 })
-	interrupt()
-	if got := <-ended; got.code != exitInterrupted || !strings.Contains(got.stderr, "1 handed back") || !strings.Contains(got.stderr, "the same command goes on") {
-		t.Errorf("an interrupted replay = exit %d, %s; want %d and how to go on", got.code, got.stderr, exitInterrupted)
-	}
-	if n := inState("dead"); n != 6 {
-		t.Errorf("%d dead letters after the interrupt, want the other 6", n)
+	for i, how := range [][]string{{"--canary=false", "--rate", "0.001"}, nil} { // between two messages, and while the canary is waited for
+		ctx, interrupt := context.WithCancel(t.Context())
+		ended := make(chan result)
+		go func() {
+			ended <- orderflow(ctx, append([]string{"dlq", "replay", "--all", "--yes", "--database-url", db.URL}, how...)...)
+		}()
+		waitUntil(t, "one more is handed back", func() bool { return inState("held") == i+1 })
+		interrupt()
+		if got := <-ended; got.code != exitInterrupted || !strings.Contains(got.stderr, "handed back") || !strings.Contains(got.stderr, "the same command goes on") {
+			t.Errorf("an interrupted replay %v = exit %d, %s; want %d and how to go on", how, got.code, got.stderr, exitInterrupted)
+		}
+		if n := inState("dead"); n != 7-i {
+			t.Errorf("%d dead letters after the interrupt, want the other %d", n, 7-i)
+		}
 	}
 
 	if got := orderflow(t.Context(), "dlq", "replay", "--all", "--yes", "--timeout", "1ms", "--database-url", db.URL); got.code != exitTimeout || !strings.Contains(got.stderr, "group warehouse has not tried 1 of them") {

@@ -157,3 +157,65 @@ func TestGroupsLeadToTheirMessages(t *testing.T) {
 		t.Errorf("groups of held messages: %s; want none", got)
 	}
 }
+
+func TestDiscardTakesFiltersAndTheAuditSaysWho(t *testing.T) {
+	t.Parallel()
+	db := migrated.New(t)
+	first, second := park(t, db, "order", "u1", nil, `[]`), park(t, db, "warehouse", "u1", nil, `[]`)
+	held := park(t, db, "order", "u2", nil, `[]`)
+	for _, statement := range []string{
+		`UPDATE orders.parked_messages SET state = 'held' WHERE key = 'u2'`,
+		`INSERT INTO orders.inbox_audit (at, action, consumer_group, topic, key, event_id, reason, by)
+		 VALUES (now() - interval '2 hours', 'discard', 'order', 'orders', 'u9', gen_random_uuid(), 'superseded', 'handler')`,
+	} {
+		if _, err := db.Pool.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dlq := func(code int, args ...string) result {
+		t.Helper()
+		got := orderflow(t.Context(), append(append([]string{"dlq"}, args...), "--database-url", db.URL)...)
+		if got.code != code {
+			t.Fatalf("dlq %v = exit %d, %s; want %d", args, got.code, got.stderr, code)
+		}
+		return got
+	}
+	dlq(exitUsage, "discard", "--reason", "test", "--yes")
+	dlq(exitUsage, "discard", first, "--group", "order", "--reason", "test", "--yes")
+	if got := dlq(0, "discard", "--fingerprint", "f00d", "--reason", "test", "--yes", "--dry-run"); !strings.Contains(got.stderr, "2 messages would be discarded") {
+		t.Errorf("discard --dry-run: %s; want the two dead ones", got.stderr)
+	}
+	if got := dlq(0, "discard", "--fingerprint", "f00d", "--reason", "by hand", "--yes"); !strings.Contains(got.stderr, "2 messages were discarded") {
+		t.Errorf("discard of a fingerprint: %s; want the two dead ones", got.stderr)
+	}
+	if got := dlq(0, "list"); !strings.Contains(got.stdout, held) || strings.Contains(got.stdout, first) || strings.Contains(got.stdout, second) {
+		t.Errorf("parked after the discard: %s; want %s alone", got.stdout, held)
+	}
+	dlq(0, "discard", "--key", "u2", "--state", "held", "--reason", "by hand", "--yes")
+
+	audit := func(args ...string) (entries []string) {
+		t.Helper()
+		var docs []parkedAuditDoc
+		if err := json.Unmarshal([]byte(dlq(0, append([]string{"audit", "-o", "json"}, args...)...).stdout), &docs); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range docs {
+			if d.By == operator() {
+				d.By = "me"
+			}
+			entries = append(entries, fmt.Sprint(d.Action, " ", d.ID, " by ", d.By, ": ", d.Reason))
+		}
+		return entries
+	}
+	byHand := func(name string) string { return "discard " + name + " by me: by hand" }
+	all := []string{"discard  by handler: superseded", byHand(first), byHand(second), byHand(held)}
+	if got := audit(); !slices.Equal(got, all) {
+		t.Errorf("audit = %q, want %q", got, all)
+	}
+	if got, want := audit("--group", "order", "--since", "1h"), []string{byHand(first), byHand(held)}; !slices.Equal(got, want) {
+		t.Errorf("the group's audit of an hour = %q, want %q", got, want)
+	}
+	if got := dlq(exitUsage, "audit", "--since", "yesterday"); !strings.Contains(got.stderr, "90m") {
+		t.Errorf("audit since some day: %s; want how to write it", got.stderr)
+	}
+}
