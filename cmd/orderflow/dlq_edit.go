@@ -136,7 +136,7 @@ func inEditor(ctx context.Context, editor string, payload []byte) ([]byte, error
 	if len(words) == 0 {
 		words = []string{"vi"}
 	}
-	run := exec.CommandContext(ctx, words[0], append(words[1:], path)...)
+	run := exec.CommandContext(ctx, words[0], append(words[1:], path)...) //nolint:gosec // the person's own choice of editor
 	run.Stdin, run.Stdout, run.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := run.Run(); err != nil {
 		return nil, fmt.Errorf("edit with %s: %w", editor, err)

@@ -202,7 +202,8 @@ func readLetters(r io.Reader, name string) ([]*letter, error) {
 	in := bufio.NewReader(r)
 	for line := 1; ; line++ {
 		text, err := in.ReadBytes('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
+		last := errors.Is(err, io.EOF)
+		if err != nil && !last {
 			return nil, fmt.Errorf("read %s: %w", name, err)
 		}
 		if len(bytes.TrimSpace(text)) > 0 {
@@ -213,7 +214,7 @@ func readLetters(r io.Reader, name string) ([]*letter, error) {
 			l.line = line
 			letters = append(letters, l)
 		}
-		if err != nil {
+		if last {
 			return letters, nil
 		}
 	}

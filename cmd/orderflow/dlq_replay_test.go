@@ -146,6 +146,20 @@ func TestAReplayStopsAtItsCanaryAndGoesOnOnceTheCauseIsMended(t *testing.T) {
 	}
 }
 
+func TestAMessageBehindADeadOneIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.publish("ada", []byte("{"), completed(t, "ada", uuid.Must(uuid.NewV7())))
+	waitUntil(t, "both parked", func() bool { return s.count(`SELECT count(*) FROM warehouse.parked_messages`) == 2 })
+	if _, err := s.db.Pool.Exec(t.Context(), `UPDATE warehouse.parked_messages SET state = 'dead'`); err != nil { // as after an import
+		t.Fatal(err)
+	}
+	got := s.dlq("replay", "--key", "ada", "--wait", "--yes")
+	if got.code != exitPartial || !strings.Contains(got.stderr, "2 handed back, 0 handled, 1 failed again, 1 behind a dead message") {
+		t.Errorf("replay = exit %d, %s; want %d, the second behind the first", got.code, got.stderr, exitPartial)
+	}
+}
+
 func TestAnInterruptedReplaySaysHowToGoOn(t *testing.T) {
 	t.Parallel()
 	db := migrated.New(t)
