@@ -133,29 +133,33 @@ func listParked(cmd *cobra.Command, _ []string) error {
 }
 
 // findParked returns the parked messages of all groups that the flags select.
-func findParked(cmd *cobra.Command, url, state string) ([]inbox.Parked, error) {
+func findParked(cmd *cobra.Command, url, state string) (found []inbox.Parked, err error) {
+	err = eachGroup(cmd, url, func(pool *pgxpool.Pool, group string) error {
+		filter := parkedFilter(cmd, group, state)
+		for {
+			page, err := inbox.ListParked(cmd.Context(), pool, filter)
+			if err != nil || len(page) == 0 {
+				return err
+			}
+			found = append(found, page...)
+			filter.AfterID = page[len(page)-1].ID
+		}
+	})
+	return found, err
+}
+
+// eachGroup calls f with the database of each consumer group that --group selects.
+func eachGroup(cmd *cobra.Command, url string, f func(pool *pgxpool.Pool, group string) error) error {
 	groups, err := chosenGroups(cmd)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var found []inbox.Parked
 	for _, group := range groups {
-		filter := parkedFilter(cmd, group, state)
-		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
-			for {
-				page, err := inbox.ListParked(cmd.Context(), pool, filter)
-				if err != nil || len(page) == 0 {
-					return err
-				}
-				found = append(found, page...)
-				filter.AfterID = page[len(page)-1].ID
-			}
-		})
-		if err != nil {
-			return nil, err
+		if err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error { return f(pool, group) }); err != nil {
+			return err
 		}
 	}
-	return found, nil
+	return nil
 }
 
 func chosenGroups(cmd *cobra.Command) ([]string, error) {

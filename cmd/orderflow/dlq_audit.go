@@ -50,30 +50,24 @@ func showAudit(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	groups, err := chosenGroups(cmd)
-	if err != nil {
-		return err
-	}
 	url, err := ownerURL(cmd)
 	if err != nil {
 		return err
 	}
 	var entries []inbox.AuditEntry
-	for _, group := range groups {
+	err = eachGroup(cmd, url, func(pool *pgxpool.Pool, group string) error {
 		filter := inbox.AuditFilter{Group: group, Since: since}
-		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
-			for {
-				page, err := inbox.ListAudit(cmd.Context(), pool, filter)
-				if err != nil || len(page) == 0 {
-					return err
-				}
-				entries = append(entries, page...)
-				filter.AfterID = page[len(page)-1].ID
+		for {
+			page, err := inbox.ListAudit(cmd.Context(), pool, filter)
+			if err != nil || len(page) == 0 {
+				return err
 			}
-		})
-		if err != nil {
-			return err
+			entries = append(entries, page...)
+			filter.AfterID = page[len(page)-1].ID
 		}
+	})
+	if err != nil {
+		return err
 	}
 	slices.SortStableFunc(entries, func(a, b inbox.AuditEntry) int { return a.At.Compare(b.At) })
 	var docs []parkedAuditDoc

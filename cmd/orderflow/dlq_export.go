@@ -108,38 +108,31 @@ func exportParked(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	byGroup := map[string][]inbox.Parked{}
-	for _, p := range found {
-		byGroup[p.Group] = append(byGroup[p.Group], p)
-	}
 	out := &output{w: cmd.OutOrStdout()}
 	show, written := newProgress(cmd.ErrOrStderr()), 0
-	groups, _ := chosenGroups(cmd) // findParked has judged it
-	for _, group := range groups {
-		if len(byGroup[group]) == 0 {
-			continue
-		}
-		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
-			for _, p := range byGroup[group] {
-				whole, err := inbox.ShowParked(cmd.Context(), pool, p.ID)
-				if errors.Is(err, inbox.ErrNotFound) {
-					continue // resolved since it was listed
-				}
-				if err != nil {
-					return err
-				}
-				if err := out.line(newLetterDoc(whole)); err != nil {
-					return err
-				}
-				written++
-				show.at(written, len(found), "exported")
+	err = eachGroup(cmd, url, func(pool *pgxpool.Pool, group string) error {
+		for _, p := range found {
+			if p.Group != group {
+				continue
 			}
-			return nil
-		})
-		if err != nil {
-			show.end()
-			return partial(written, err)
+			whole, err := inbox.ShowParked(cmd.Context(), pool, p.ID)
+			if errors.Is(err, inbox.ErrNotFound) {
+				continue // resolved since it was listed
+			}
+			if err != nil {
+				return err
+			}
+			if err := out.line(newLetterDoc(whole)); err != nil {
+				return err
+			}
+			written++
+			show.at(written, len(found), "exported")
 		}
+		return nil
+	})
+	if err != nil {
+		show.end()
+		return partial(written, err)
 	}
 	show.say("%d messages were exported", written)
 	return nil

@@ -54,24 +54,18 @@ func groupParked(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	groups, err := chosenGroups(cmd)
-	if err != nil {
-		return err
-	}
 	url, err := ownerURL(cmd)
 	if err != nil {
 		return err
 	}
 	var found []inbox.ParkedGroup
-	for _, group := range groups {
-		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
-			of, err := inbox.GroupParked(cmd.Context(), pool, parkedFilter(cmd, group, state))
-			found = append(found, of...)
-			return err
-		})
-		if err != nil {
-			return err
-		}
+	err = eachGroup(cmd, url, func(pool *pgxpool.Pool, group string) error {
+		of, err := inbox.GroupParked(cmd.Context(), pool, parkedFilter(cmd, group, state))
+		found = append(found, of...)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	slices.SortStableFunc(found, func(a, b inbox.ParkedGroup) int { return cmp.Compare(b.Dead, a.Dead) })
 	var docs []parkedGroupDoc
