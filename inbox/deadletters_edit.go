@@ -71,10 +71,7 @@ func EditParked(ctx context.Context, pool *pgxpool.Pool, p Parked, payload []byt
 				return err
 			}
 		}
-		if err := st.audit(ctx, tx, auditRow{action: "edit", topic: p.Topic, key: p.Key, eventID: p.EventID, parkedID: p.ID, reason: reason, by: by}); err != nil {
-			return err
-		}
-		return st.keepReplaced(ctx, tx, p.EventID, now)
+		return st.noteEdit(ctx, tx, p, Edit{By: by, Reason: reason, Payload: now})
 	})
 	if err != nil {
 		return fmt.Errorf("edit parked message %d: %w", p.ID, err)
@@ -93,13 +90,19 @@ func (s store) seize(ctx context.Context, tx pgx.Tx, topic, key string) error {
 	return nil
 }
 
-// keepReplaced stores the payload that the edit replaced whose audit row was inserted just now.
-func (s store) keepReplaced(ctx context.Context, tx pgx.Tx, id uuid.UUID, replaced []byte) error {
+// noteEdit writes an edit of p into the audit, with the payload it replaced. Without a time it was made now.
+func (s store) noteEdit(ctx context.Context, tx pgx.Tx, p Parked, e Edit) error {
 	_, err := tx.Exec(ctx, `
+		WITH noted AS (
+			INSERT INTO inbox_audit (at, action, consumer_group, topic, key, event_id, parked_id, reason, by)
+			VALUES (coalesce($1, clock_timestamp()), 'edit', $2, $3, $4, $5::text::uuid, $6, $7, $8)
+			RETURNING id, consumer_group, event_id
+		)
 		INSERT INTO inbox_edits (audit_id, consumer_group, event_id, payload)
-		VALUES (currval(pg_get_serial_sequence('inbox_audit', 'id')), $1, $2::text::uuid, $3)`, s.group, id.String(), replaced)
+		SELECT id, consumer_group, event_id, $9 FROM noted`,
+		orNil(e.At), s.group, p.Topic, p.Key, p.EventID.String(), p.ID, text(e.Reason), text(e.By), e.Payload)
 	if err != nil {
-		return fmt.Errorf("keep the replaced payload: %w", err)
+		return fmt.Errorf("note an edit: %w", err)
 	}
 	return nil
 }

@@ -113,15 +113,9 @@ func (s store) importEdits(ctx context.Context, tx pgx.Tx, p Parked, parkedID in
 	if here {
 		return nil
 	}
+	p.ID = parkedID
 	for _, e := range p.Edits {
-		if err := s.audit(ctx, tx, auditRow{action: "edit", topic: p.Topic, key: p.Key, eventID: p.EventID, parkedID: parkedID, reason: e.Reason, by: e.By}); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, `
-			UPDATE inbox_audit SET at = $1 WHERE id = currval(pg_get_serial_sequence('inbox_audit', 'id'))`, storableTime(e.At)); err != nil {
-			return fmt.Errorf("set the time of an edit: %w", err)
-		}
-		if err := s.keepReplaced(ctx, tx, p.EventID, e.Payload); err != nil {
+		if err := s.noteEdit(ctx, tx, p, e); err != nil {
 			return err
 		}
 	}
