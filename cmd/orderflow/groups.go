@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -14,7 +13,7 @@ import (
 
 func newGroups() *cobra.Command {
 	cmd := &cobra.Command{Use: "groups", Short: "Show where the consumer groups stand"}
-	cmd.AddCommand(newGroupsList(), newGroupsDescribe())
+	cmd.AddCommand(newGroupsList(), newGroupsDescribe(), newGroupsLag())
 	return cmd
 }
 
@@ -47,47 +46,22 @@ func newKafkaClient(cmd *cobra.Command) (*kgo.Client, error) {
 	return client, nil
 }
 
-type groupDoc struct {
-	Name    string `json:"name"`
-	State   string `json:"state"`
-	Members int    `json:"members"`
-	Topics  int    `json:"topics"`
-	Lag     *int64 `json:"lag"` // null when the lag of a partition is unknown
-}
-
 func newGroupsList() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List the consumer groups with their members and lag",
-		Example: "  orderflow groups list\n  orderflow groups list --kafka broker-1:9092 -o json",
+		Use:   "list",
+		Short: "List the consumer groups with their members and lag",
+		Long: `Lists every consumer group of the cluster. LAG counts the records that are written and not finished; AGE is how long the oldest
+of them has been waiting. What is not known is never shown as 0; NOTE says why it is not known.`,
+		Example: "  orderflow groups list\n  orderflow groups list --sample 2s\n  orderflow groups list --kafka broker-1:9092 -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			out, err := newOutput(cmd)
-			if err != nil {
-				return err
-			}
-			client, err := newKafkaClient(cmd)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			groups, err := kafka.Groups(cmd.Context(), client)
-			if err != nil {
-				return err
-			}
-			var docs []groupDoc
-			t := &table{header: []string{"GROUP", "STATE", "MEMBERS", "TOPICS", "LAG"}, empty: "no consumer groups"}
-			for _, g := range groups {
-				doc := groupDoc{Name: g.Name, State: g.State, Members: len(g.Members), Topics: countTopics(g)}
-				if lag, known := g.Lag(); known {
-					doc.Lag = &lag
-				}
-				docs = append(docs, doc)
-				t.add(g.Name, stateCell(g.State), doc.Members, doc.Topics, lagCell(doc.Lag))
-			}
-			return list(out, docs, t)
+			return withGroups(cmd, nil, func(out *output, looks []look) error {
+				docs, t := groupTable(looks)
+				return list(out, docs, t)
+			})
 		},
 	}
+	addSampleFlag(cmd)
 	addKafkaFlag(cmd)
 	addOutputFlag(cmd)
 	return cmd
@@ -98,56 +72,53 @@ func newGroupsDescribe() *cobra.Command {
 		Use:   "describe GROUP",
 		Short: "Show a group partition by partition",
 		Long: `Shows for each partition of a consumer group's topics who reads it, which offset is committed, where the partition ends,
-and how many records lie between. "-" means that nothing was committed yet.`,
-		Example: "  orderflow groups describe order",
+how many records lie between, and how long the oldest of them has been waiting. "-" means that nothing was committed yet:
+the lag counts from the first record then. NOTE says why a number is not known.`,
+		Example: "  orderflow groups describe order\n  orderflow groups describe order --sample 5s",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := newOutput(cmd)
-			if err != nil {
-				return err
-			}
-			client, err := newKafkaClient(cmd)
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			g, err := kafka.Describe(cmd.Context(), client, args[0])
-			if errors.Is(err, kafka.ErrNoGroup) {
-				return fail(exitNotFound, "`orderflow groups list` shows those that exist", "there is no consumer group %q", args[0])
-			}
-			if err != nil {
-				return err
-			}
-			return printGroup(out, g)
+			return withGroups(cmd, args, func(out *output, looks []look) error { return printGroup(out, looks[0]) })
 		},
 	}
+	addSampleFlag(cmd)
 	addKafkaFlag(cmd)
 	addOutputFlag(cmd)
 	return cmd
 }
 
-func printGroup(out *output, g kafka.Group) error {
-	t := &table{header: []string{"TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "MEMBER"}}
-	for _, p := range g.Partitions {
-		t.add(p.Topic, p.Partition, offset(p.Committed), offset(p.End), lagCell(p.Lag), memberName(g, p.Member))
+func printGroup(out *output, l look) error {
+	t := &table{header: []string{"TOPIC", "PARTITION", "COMMITTED", "END", "LAG", "AGE", "MEMBER", "NOTE"}}
+	for _, p := range l.Partitions {
+		age, known := p.Age(l.At)
+		t.add(p.Topic, p.Partition, offset(p.Committed), offset(p.End), lagCell(p.Lag), ageCell(age, known), memberName(l.Group, p.Member), cell{p.Error, "warn"})
 	}
+	doc := newGroupDoc(l)
 	if out.format == "table" {
-		lag, known := g.Lag()
-		total := lagCell(&lag)
-		if !known {
-			total = lagCell(nil)
-		}
 		head := &table{}
-		head.add(cell{"group", "dim"}, g.Name)
-		head.add(cell{"state", "dim"}, stateCell(g.State))
-		head.add(cell{"members", "dim"}, len(g.Members))
-		head.add(cell{"lag", "dim"}, total)
+		head.add(cell{"group", "dim"}, l.Name)
+		head.add(cell{"state", "dim"}, stateCell(l.State))
+		head.add(cell{"members", "dim"}, len(l.Members))
+		head.add(cell{"lag", "dim"}, totalLag(l.Group))
+		head.add(cell{"age", "dim"}, totalAge(l.Group))
+		if l.sampled {
+			head.add(cell{"in", "dim"}, perSecond(doc.In)+"/s")
+			head.add(cell{"out", "dim"}, perSecond(doc.Out)+"/s")
+			head.add(cell{"trend", "dim"}, trendCell(doc))
+		}
+		if len(l.Partitions) == 0 {
+			head.add(cell{"note", "dim"}, cell{strings.Join(doc.Unknown, "; "), "warn"})
+		}
 		if err := out.table(head); err != nil {
 			return err
 		}
 		fmt.Fprintln(out.w)
 	}
-	return one(out, g, t)
+	return one(out, struct {
+		kafka.Group
+		In     *float64 `json:"in_per_second,omitempty"`
+		Out    *float64 `json:"out_per_second,omitempty"`
+		Drains *float64 `json:"drains_in_seconds,omitempty"`
+	}{l.Group, doc.In, doc.Out, doc.Drains}, t)
 }
 
 func memberName(g kafka.Group, id string) string {

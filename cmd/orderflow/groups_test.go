@@ -1,0 +1,126 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
+)
+
+// write puts records into partition 0 of a topic, one for each age.
+func write(t *testing.T, broker *kafkatest.Broker, topic string, ages ...time.Duration) {
+	t.Helper()
+	client := broker.Client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for _, age := range ages {
+		record := &kgo.Record{Topic: topic, Timestamp: time.Now().Add(-age), Value: []byte("{}")}
+		if err := client.ProduceSync(t.Context(), record).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// commitOffset sets the offset of a group without members in partition 0 of a topic.
+func commitOffset(t *testing.T, broker *kafkatest.Broker, group, topic string, at int64) {
+	t.Helper()
+	var offsets kadm.Offsets
+	offsets.AddOffset(topic, 0, at, -1)
+	responses, err := kadm.NewClient(broker.Client(t)).CommitOffsets(t.Context(), group, offsets)
+	if err == nil {
+		err = responses.Error()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestGroupsLagTellsMonitors(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t, event.Orders, event.Shipments, "theirs")
+	write(t, broker, event.Orders, 10*time.Minute, time.Minute, time.Minute)
+	write(t, broker, "theirs", 0)
+	commitOffset(t, broker, "order", event.Orders, 0)
+	commitOffset(t, broker, "read", event.Orders, 3)
+	commitOffset(t, broker, "theirs", "theirs", 0)
+	commitOffset(t, broker, "lost", event.Shipments, 7)
+	nowhere := unused(t)
+	for _, tc := range []struct {
+		name           string
+		args           []string
+		code           int
+		stdout, stderr string
+	}{
+		{"below both limits", []string{"order", "--fail-over", "3", "--fail-over-age", "1h"}, 0, "order", ""},
+		{"too many records", []string{"order", "--fail-over", "2"}, 7, "order", "order is 3 records behind, more than 2"},
+		{"too old", []string{"order", "read", "--fail-over-age", "5m"}, 7, "read", "order has a record that waits for 10m"},
+		{"nothing waits", []string{"read", "--fail-over", "0", "--fail-over-age", "1ns"}, 0, "read", ""},
+		{"a group of somebody else", []string{"theirs", "--fail-over", "0"}, 7, "theirs", "theirs is 1 records behind"},
+		{"unknown is not below a limit", []string{"lost", "--fail-over", "10000"}, 7, "unknown", "the lag of lost is unknown: shipments/0: offset 7 is committed, the end is 0"},
+		{"unknown is no success either", []string{"lost"}, 7, "unknown", "the lag of lost is unknown"},
+		{"all groups", []string{"--fail-over", "3"}, 7, "theirs", "the lag of lost is unknown"},
+		{"a group that does not exist", []string{"order", "nobody"}, 3, "", `no consumer group "nobody"`},
+		{"a negative limit", []string{"--fail-over", "-3"}, 2, "", "--fail-over"},
+		{"a negative age", []string{"--fail-over-age", "-3m"}, 2, "", "--fail-over-age"},
+		{"a sample without end", []string{"--sample", "100h"}, 2, "", "--sample"},
+		{"no Kafka", []string{"--kafka", nowhere}, 5, "", nowhere},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			args := append([]string{"groups", "lag", "--kafka", strings.Join(broker.Addrs, ",")}, tc.args...)
+			if tc.code == 5 {
+				args = append([]string{"groups", "lag"}, tc.args...)
+			}
+			got := orderflow(t.Context(), args...)
+			if got.code != tc.code || !strings.Contains(got.stdout, tc.stdout) || !strings.Contains(got.stderr, tc.stderr) {
+				t.Errorf("orderflow %s = exit %d\n%s%swant exit %d, %q and %q", strings.Join(args, " "), got.code, got.stdout, got.stderr, tc.code, tc.stdout, tc.stderr)
+			}
+		})
+	}
+}
+
+func TestGroupsShowLagAgeAndTrend(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t, event.Orders, event.Shipments)
+	write(t, broker, event.Orders, 10*time.Minute, time.Minute)
+	commitOffset(t, broker, "order", event.Orders, 0)
+	commitOffset(t, broker, "lost", event.Shipments, 7)
+	kafka := strings.Join(broker.Addrs, ",")
+
+	got := orderflow(t.Context(), "groups", "list", "--kafka", kafka, "--sample", "10ms", "-o", "json")
+	var docs []struct {
+		Name    string
+		Lag     *int64
+		Age     *float64 `json:"age_seconds"`
+		Unknown []string
+		In      *float64 `json:"in_per_second"`
+	}
+	if err := json.Unmarshal([]byte(got.stdout), &docs); err != nil || len(docs) != 2 {
+		t.Fatalf("groups list = exit %d %s%s, %v; want two groups", got.code, got.stdout, got.stderr, err)
+	}
+	if lost := docs[0]; lost.Name != "lost" || lost.Lag != nil || lost.Age != nil || len(lost.Unknown) != 1 {
+		t.Errorf("a group that committed beyond the end = %+v, want no lag, no age and one reason", lost)
+	}
+	if order := docs[1]; order.Lag == nil || *order.Lag != 2 || order.Age == nil || *order.Age < 600 || order.In == nil || *order.In != 0 {
+		t.Errorf("group order = %s, want lag 2, an age of 600 s or more, and nothing written", got.stdout)
+	}
+	for _, tc := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"describe", "order", "--sample", "10ms"}, []string{"10m", "stands still", "TREND", "AGE"}},
+		{[]string{"describe", "lost"}, []string{"unknown", "the topic was made anew or has lost its end"}},
+		{[]string{"list"}, []string{"10m", "unknown", "shipments/0: offset 7 is committed"}},
+		{[]string{"lag", "order", "--sample", "10ms"}, []string{"TREND", "stands still"}},
+	} {
+		got := orderflow(t.Context(), append(append([]string{"groups"}, tc.args...), "--kafka", kafka)...)
+		for _, want := range tc.want {
+			if !strings.Contains(strings.ToUpper(got.stdout), strings.ToUpper(want)) {
+				t.Errorf("groups %s has no %q:\n%s%s", strings.Join(tc.args, " "), want, got.stdout, got.stderr)
+			}
+		}
+	}
+}
