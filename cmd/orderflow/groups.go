@@ -13,7 +13,7 @@ import (
 
 func newGroups() *cobra.Command {
 	cmd := &cobra.Command{Use: "groups", Short: "Show where the consumer groups stand"}
-	cmd.AddCommand(newGroupsList(), newGroupsDescribe(), newGroupsLag())
+	cmd.AddCommand(newGroupsList(), newGroupsDescribe(), newGroupsLag(), newGroupsWatch())
 	return cmd
 }
 

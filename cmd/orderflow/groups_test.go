@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -121,6 +122,76 @@ func TestGroupsShowLagAgeAndTrend(t *testing.T) {
 			if !strings.Contains(strings.ToUpper(got.stdout), strings.ToUpper(want)) {
 				t.Errorf("groups %s has no %q:\n%s%s", strings.Join(tc.args, " "), want, got.stdout, got.stderr)
 			}
+		}
+	}
+}
+
+func TestGroupsWatchAppendsLinesUntilItIsInterrupted(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t, event.Orders)
+	client := broker.Client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for n := range 10 {
+		key := "ada"
+		if n >= 7 {
+			key = "bob"
+		}
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: event.Orders, Key: []byte(key), Value: []byte("{}")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commitOffset(t, broker, "order", event.Orders, 0)
+	watch := serveInBackground(t, "groups", "watch", "order", "--every", "100ms", "--kafka", strings.Join(broker.Addrs, ","))
+	watch.says(`order state=Empty members=0 partitions=12 lag="10"`, "in=unknown/s", "in=0.0/s", `trend="stands still"`, `hot="-"`)
+	commitOffset(t, broker, "order", event.Orders, 10)
+	watch.says(`lag="0"`, `hot="ada 70% of orders/0"`, `trend="up to date"`)
+	if code := watch.interrupt(); code != 0 {
+		t.Errorf("exit %d after an interrupt, want 0:\n%s", code, watch.out.String())
+	}
+	if strings.Contains(watch.out.String(), "\x1b") {
+		t.Errorf("control characters where there is no terminal: %q", watch.out.String())
+	}
+}
+
+func TestGroupsWatchLeavesTheTerminalAsItWas(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t, event.Orders)
+	write(t, broker, event.Orders, time.Minute)
+	commitOffset(t, broker, "order", event.Orders, 0)
+	var screen buffer
+	view := &groupsView{client: broker.Client(t), every: time.Millisecond, out: &output{w: &screen, format: "table"}, live: true}
+	ctx, interrupt := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- view.run(ctx) }()
+	waitUntil(t, "two frames were drawn", func() bool { return strings.Count(screen.String(), "\x1b[H") >= 2 })
+	interrupt()
+	if err := <-ended; err != nil {
+		t.Errorf("run() = %v after an interrupt, want nil", err)
+	}
+	got := screen.String()
+	if !strings.HasPrefix(got, "\x1b[?1049h\x1b[?25l") || !strings.HasSuffix(got, "\x1b[?25h\x1b[?1049l") {
+		t.Errorf("screen = %q, want it to begin with the second screen, and to end with the first and the cursor", got)
+	}
+	for _, want := range []string{"HOT KEY", "order", "no members"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("screen has no %q: %q", want, got)
+		}
+	}
+}
+
+func TestGroupsWatchRefusesWhatItCannotWatch(t *testing.T) {
+	t.Parallel()
+	broker := kafkatest.New(t, event.Orders)
+	for _, tc := range []struct {
+		args []string
+		code int
+	}{
+		{[]string{"nobody"}, exitNotFound},
+		{[]string{"--every", "0s"}, exitUsage},
+		{[]string{"--every", "soon"}, exitUsage},
+	} {
+		args := append([]string{"groups", "watch", "--kafka", strings.Join(broker.Addrs, ",")}, tc.args...)
+		if got := orderflow(t.Context(), args...); got.code != tc.code {
+			t.Errorf("orderflow %s = exit %d, %s; want %d", strings.Join(args, " "), got.code, got.stderr, tc.code)
 		}
 	}
 }

@@ -30,6 +30,25 @@ func NewFlow(before, after Group) (f Flow, ok bool) {
 	return Flow{In: float64(written) / seconds, Out: float64(finished) / seconds}, true
 }
 
+// Busiest returns the partition in which the group finished most between two looks. ok is false when nothing was finished.
+func Busiest(before, after Group) (busiest Partition, ok bool) {
+	earlier := map[topicPartition]Partition{}
+	for _, p := range before.Partitions {
+		earlier[topicPartition{p.Topic, p.Partition}] = p
+	}
+	most := int64(0)
+	for _, now := range after.Partitions {
+		was := earlier[topicPartition{now.Topic, now.Partition}]
+		if was.next() == nil || now.next() == nil {
+			continue
+		}
+		if moved := *now.next() - *was.next(); moved > most {
+			busiest, most = now, moved
+		}
+	}
+	return busiest, most > 0
+}
+
 // next is the offset of the next record to be finished.
 func (p Partition) next() *int64 {
 	if p.Committed != nil {

@@ -138,6 +138,17 @@ func TestADeletedTopicIsNoLagOfZero(t *testing.T) {
 	if _, err := admin.DeleteTopics(t.Context(), event.Orders); err != nil {
 		t.Fatal(err)
 	}
+	for limit := time.After(20 * time.Second); ; {
+		left, err := admin.ListTopics(t.Context())
+		if err == nil && len(left) == 0 {
+			break
+		}
+		select {
+		case <-limit:
+			t.Fatalf("the topic is still there after 20 s: %v, %v", left.Names(), err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 	groups, err := kafka.Groups(t.Context(), broker.Client(t))
 	if err != nil {
 		t.Fatal(err)
