@@ -60,8 +60,8 @@ type groupsView struct {
 // run looks until ctx ends. Only a first look that fails is an error: later ones may meet a broker that restarts.
 func (v *groupsView) run(ctx context.Context) error {
 	looks, err := v.look(ctx)
-	if err != nil {
-		return ignoreEnd(ctx, err)
+	if err != nil && ctx.Err() == nil {
+		return err
 	}
 	if v.live {
 		// The terminal's second screen, without a cursor; what was on the first comes back afterwards.
@@ -69,24 +69,16 @@ func (v *groupsView) run(ctx context.Context) error {
 		defer fmt.Fprint(v.out.w, "\x1b[?25h\x1b[?1049l")
 	}
 	for {
-		if err := v.show(ctx, looks, err); err != nil {
-			return ignoreEnd(ctx, err)
+		if ctx.Err() == nil {
+			if err := v.show(looks, err); err != nil {
+				return err
+			}
 		}
 		if !sleep(ctx, v.every) {
 			return nil
 		}
 		looks, err = v.look(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
-}
-
-func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 // watched is a look with what only a watcher wants to know.
@@ -131,10 +123,7 @@ func (v *groupsView) hotKey(ctx context.Context, before, after kafka.Group) stri
 	return fmt.Sprintf("%s %d%% of %s/%d", firstLine(key, 40), hot.Records*100/hot.Seen, p.Topic, p.Partition)
 }
 
-func (v *groupsView) show(ctx context.Context, looks []watched, failed error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
+func (v *groupsView) show(looks []watched, failed error) error {
 	if !v.live {
 		return v.append(looks, failed)
 	}
