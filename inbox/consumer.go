@@ -8,7 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/outbox"
 )
@@ -31,6 +33,9 @@ type Consumer struct {
 	ran     atomic.Bool
 	joined  atomic.Bool
 	fits    atomic.Bool // processed_messages is the table for the ids that are accepted
+
+	id        uuid.UUID
+	pausedWhy atomic.Pointer[string] // nil while the group is not paused
 
 	mu         sync.Mutex // guards partitions
 	partitions map[topicPartition]*partition
@@ -64,7 +69,7 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 	}
 	opts.Log = opts.Log.With("group", group)
 	c := &Consumer{
-		pool: pool, group: group, member: group, routes: r, opts: opts, meters: m,
+		pool: pool, id: uuid.New(), group: group, member: group, routes: r, opts: opts, meters: m,
 		store:      store{schema: schemaPrefix(opts.Schema), group: group, dlqTopic: opts.DLQTopic, outbox: outbox.Writer{Schema: opts.Schema}, lease: opts.Lease},
 		partitions: map[topicPartition]*partition{},
 	}
@@ -76,8 +81,8 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 }
 
 // Run consumes until ctx ends. Then it stops fetching, finishes the batches it has started, commits their offsets,
-// leaves the group and returns nil. It returns an error when the client cannot be made, and when it is called again: a
-// consumer runs once.
+// leaves the group and returns nil. While the group is paused by [PauseGroup] it is no member. It returns an error when the
+// client cannot be made, and when it is called again: a consumer runs once.
 func (c *Consumer) Run(ctx context.Context) error {
 	if c.ran.Swap(true) {
 		return fmt.Errorf("consumer of group %s was run before", c.group)
@@ -85,19 +90,22 @@ func (c *Consumer) Run(ctx context.Context) error {
 	// Started batches outlive ctx by DrainTimeout.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	client, err := c.newClient()
-	if err != nil {
-		return fmt.Errorf("kafka client of group %s: %w", c.group, err)
-	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	stop := context.AfterFunc(ctx, c.lanes.close)
 	defer stop()
+	var client *kgo.Client
+	var err error
 
 	var loops sync.WaitGroup
 	for range c.opts.Workers {
 		loops.Go(func() { c.work(work) })
 	}
-	loops.Go(func() { c.fetch(ctx, client) })
-	loops.Go(func() { c.commitLoop(ctx, client) })
+	loops.Go(func() {
+		if client, err = c.takePart(ctx); err != nil {
+			end()
+		}
+	})
 	loops.Go(func() { c.drainLoop(ctx, work) })
 	loops.Go(func() { c.reclaimLoop(ctx) })
 	loops.Go(func() { c.watch(ctx) })
@@ -110,8 +118,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 	loops.Wait()
 	deadline.Stop()
 	c.joined.Store(false)
-	c.leave(work, client)
-	return nil
+	if client != nil {
+		c.leave(work, client)
+	}
+	return err
 }
 
 // Ready returns nil while the consumer is a member of its group and can work; otherwise it says what it waits for.

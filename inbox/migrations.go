@@ -16,8 +16,8 @@ var migrationsAnyID embed.FS
 // Migrations returns the goose migrations of the inbox, in order, at the root of the file system. Their names are
 // unqualified: they create the inbox in the first schema of the search_path. Keep their version table apart from your
 // own, for example with goose.WithTableName("inbox_migrations"). The role that consumes needs SELECT, INSERT, UPDATE
-// and DELETE on processed_messages, inbox_holds and parked_messages, SELECT and INSERT on inbox_audit, and nothing on
-// inbox_edits, which is for the people who act on parked messages.
+// and DELETE on processed_messages, inbox_holds, parked_messages and inbox_paused_consumers, SELECT and INSERT on inbox_audit,
+// SELECT on inbox_pauses, and nothing on inbox_edits, which is for the people who act on parked messages.
 func Migrations() fs.FS { return sub(migrations, "migrations") }
 
 // MigrationsAnyID returns [Migrations] and one more, for consumers with [Options.AnyID]: it puts an unpartitioned table in

@@ -61,6 +61,9 @@ type Options struct {
 	// CommitEvery is the pause between offset commits. Default 200 ms.
 	CommitEvery time.Duration
 
+	// PauseEvery is the pause between looks whether the group is paused. Default 1 s.
+	PauseEvery time.Duration
+
 	// DrainTimeout is how long Run lets started batches go on after its context ended. Default 20 s.
 	DrainTimeout time.Duration
 
@@ -115,6 +118,7 @@ func (o Options) withDefaults(group string) Options {
 	o.Lease = cmp.Or(o.Lease, 30*time.Second)
 	o.DrainEvery = cmp.Or(o.DrainEvery, 250*time.Millisecond)
 	o.CommitEvery = cmp.Or(o.CommitEvery, 200*time.Millisecond)
+	o.PauseEvery = cmp.Or(o.PauseEvery, time.Second)
 	o.DrainTimeout = cmp.Or(o.DrainTimeout, 20*time.Second)
 	o.StallAfter = cmp.Or(o.StallAfter, 30*time.Second)
 	o.MaxHeldPerKey = cmp.Or(o.MaxHeldPerKey, 10_000)

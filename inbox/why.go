@@ -52,6 +52,9 @@ const whyMost = 3
 
 // notReady says why the consumer as a whole does nothing; "" when it works.
 func (c *Consumer) notReady() string {
+	if why := c.pausedWhy.Load(); why != nil {
+		return *why
+	}
 	if !c.joined.Load() {
 		return "not a member of the group yet"
 	}

@@ -106,6 +106,8 @@ func grantLibraries(ctx context.Context, conn *pgx.Conn, s schema) error {
 		fmt.Sprintf(`GRANT USAGE ON SCHEMA %s TO %s, %s`, s.name, s.role(), s.relayRole()),
 		fmt.Sprintf(`SELECT %s.outbox_grant(%s, %s)`, s.name, quote(s.role()), quote(s.relayRole())),
 		fmt.Sprintf(`GRANT SELECT, INSERT, UPDATE, DELETE ON %[1]s.processed_messages, %[1]s.inbox_holds, %[1]s.parked_messages TO %[2]s`, s.name, s.role()),
+		fmt.Sprintf(`GRANT SELECT, INSERT, UPDATE, DELETE ON %[1]s.inbox_paused_consumers TO %[2]s`, s.name, s.role()),
+		fmt.Sprintf(`GRANT SELECT ON %s.inbox_pauses TO %s`, s.name, s.role()),
 		// What people did is written down for good.
 		fmt.Sprintf(`GRANT SELECT, INSERT ON %s.inbox_audit TO %s`, s.name, s.role()),
 	}
