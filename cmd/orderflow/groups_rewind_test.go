@@ -264,7 +264,7 @@ func TestARewindRefusesWhatMakesNoSense(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitUntil(t, "a deleted topic is none that can be rewound", func() bool {
-		return orderflow(t.Context(), w.args("order", "--to", "earliest", "--yes")...).code == exitNotFound
+		return orderflow(t.Context(), w.args("order", "--to", "earliest")...).code == exitNotFound
 	})
 }
 
