@@ -268,6 +268,15 @@ func TestARewindRefusesWhatMakesNoSense(t *testing.T) {
 	})
 }
 
+// awaitMember waits until a client of that id is a member of the group.
+func (w *rewindWorld) awaitMember(id string) {
+	w.Helper()
+	waitUntil(w.T, id+" is a member", func() bool {
+		names, err := kafka.GroupMembers(w.Context(), w.client, "order")
+		return err == nil && strings.Contains(strings.Join(names, " "), id+"@")
+	})
+}
+
 // joinOther makes a program of somebody else a member of group order: it heeds no pause.
 func (w *rewindWorld) joinOther() {
 	w.Helper()
@@ -281,10 +290,7 @@ func (w *rewindWorld) joinOther() {
 		}
 	}()
 	w.Cleanup(func() { stop(); <-ended })
-	waitUntil(w.T, "the other program is a member", func() bool {
-		names, err := kafka.GroupMembers(w.Context(), w.client, "order")
-		return err == nil && strings.Contains(strings.Join(names, " "), "theirs@")
-	})
+	w.awaitMember("theirs")
 }
 
 func TestARewindGivesUpOnMembersThatDoNotHeedThePause(t *testing.T) {
@@ -315,7 +321,6 @@ func TestAnInterruptedRewindResumesTheGroup(t *testing.T) {
 	if code := rewind.interrupt(); code != exitInterrupted {
 		t.Errorf("exit %d after an interrupt, want %d", code, exitInterrupted)
 	}
-	rewind.t = t
 	for _, want := range []string{"order: resumed", "order: no offset was changed"} {
 		if !strings.Contains(rewind.out.String(), want) {
 			t.Errorf("an interrupted rewind does not say %q:\n%s", want, rewind.out.String())
@@ -324,10 +329,7 @@ func TestAnInterruptedRewindResumesTheGroup(t *testing.T) {
 	if n := w.count(`SELECT count(*) FROM orders.inbox_pauses`); n != 0 {
 		t.Error("the group is still paused")
 	}
-	waitUntil(t, "the consumer is back", func() bool {
-		names, err := kafka.GroupMembers(t.Context(), w.client, "order")
-		return err == nil && strings.Contains(strings.Join(names, " "), "ours@")
-	})
+	w.awaitMember("ours")
 }
 
 func TestTheGroupOfARewindThatWasKilledGoesOn(t *testing.T) {
@@ -349,10 +351,7 @@ func TestTheGroupOfARewindThatWasKilledGoesOn(t *testing.T) {
 	if n := w.count(`SELECT count(*) FROM orders.inbox_pauses WHERE leased_until > now()`); n != 1 {
 		t.Fatal("the pause did not outlive the rewind: the test proves nothing")
 	}
-	waitUntil(t, "the consumer is back", func() bool {
-		names, err := kafka.GroupMembers(t.Context(), w.client, "order")
-		return err == nil && strings.Contains(strings.Join(names, " "), "ours@")
-	})
+	w.awaitMember("ours")
 	if got := w.offset(3); got != 5 {
 		t.Errorf("offset = %d, want 5", got)
 	}

@@ -7,10 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 )
 
@@ -29,13 +29,7 @@ func write(t *testing.T, broker *kafkatest.Broker, topic string, ages ...time.Du
 // commitOffset sets the offset of a group without members in partition 0 of a topic.
 func commitOffset(t *testing.T, broker *kafkatest.Broker, group, topic string, at int64) {
 	t.Helper()
-	var offsets kadm.Offsets
-	offsets.AddOffset(topic, 0, at, -1)
-	responses, err := kadm.NewClient(broker.Client(t)).CommitOffsets(t.Context(), group, offsets)
-	if err == nil {
-		err = responses.Error()
-	}
-	if err != nil {
+	if err := kafka.SetOffsets(t.Context(), broker.Client(t), group, []kafka.Move{{Topic: topic, To: at}}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -89,9 +83,9 @@ func TestGroupsShowLagAgeAndTrend(t *testing.T) {
 	write(t, broker, event.Orders, 10*time.Minute, time.Minute)
 	commitOffset(t, broker, "order", event.Orders, 0)
 	commitOffset(t, broker, "lost", event.Shipments, 7)
-	kafka := strings.Join(broker.Addrs, ",")
+	addrs := strings.Join(broker.Addrs, ",")
 
-	got := orderflow(t.Context(), "groups", "list", "--kafka", kafka, "--sample", "10ms", "-o", "json")
+	got := orderflow(t.Context(), "groups", "list", "--kafka", addrs, "--sample", "10ms", "-o", "json")
 	var docs []struct {
 		Name    string
 		Lag     *int64
@@ -117,7 +111,7 @@ func TestGroupsShowLagAgeAndTrend(t *testing.T) {
 		{[]string{"list"}, []string{"10m", "unknown", "shipments/0: offset 7 is committed"}},
 		{[]string{"lag", "order", "--sample", "10ms"}, []string{"TREND", "stands still"}},
 	} {
-		got := orderflow(t.Context(), append(append([]string{"groups"}, tc.args...), "--kafka", kafka)...)
+		got := orderflow(t.Context(), append(append([]string{"groups"}, tc.args...), "--kafka", addrs)...)
 		for _, want := range tc.want {
 			if !strings.Contains(strings.ToUpper(got.stdout), strings.ToUpper(want)) {
 				t.Errorf("groups %s has no %q:\n%s%s", strings.Join(tc.args, " "), want, got.stdout, got.stderr)
