@@ -3,167 +3,415 @@ package inbox_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
-	"os"
-	"strconv"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 )
 
-// TestOrderHoldsUnderEverything runs seeded rounds: members come and go, an owner that lost its partitions goes on, the
-// database's connections are killed, messages arrive several times, handlers fail in every way, dead letters are
-// replayed again and again. Each message must have one effect, each key's effects must be in order.
-//
-// ORDERFLOW_TEST_SEED repeats a round; ORDERFLOW_TEST_ROUNDS sets how many are run.
+var (
+	seeds = flag.Int("inbox.seeds", 4, "seeded rounds of the order test")
+	seed  = flag.Uint64("inbox.seed", 0, "run the order test with this seed only")
+)
+
+// The whole promise against everything that can go wrong at once: members that join, leave, die at every point between
+// fetch and offset commit and wake up after their session; owners that overlap; handlers that fail in every way; messages
+// that come up to ten times; dead letters that are replayed again and again. I10, I11, I12, I19, I20.
 func TestOrderHoldsUnderEverything(t *testing.T) {
 	t.Parallel()
-	seed, rounds := rand.Uint64(), 1
-	if s := os.Getenv("ORDERFLOW_TEST_SEED"); s != "" {
-		fixed, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed, rounds = fixed, 1
+	total := &tally{counts: map[string]int{}}
+	first, rounds := *seed, 1
+	if first == 0 {
+		first, rounds = uint64(time.Now().UnixNano()), *seeds
 	}
-	if s := os.Getenv("ORDERFLOW_TEST_ROUNDS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rounds = n
-	}
-	for i := range rounds {
-		seed := seed + uint64(i)
-		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { (&round{world: newWorld(t), seed: seed}).run() })
+	t.Cleanup(func() { total.report(t, rounds) })
+	broker := kafkatest.New(t)
+	client := broker.Client(t)
+	for seed := first; seed < first+uint64(rounds); seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("run it again with: make test-order SEED=%d", seed)
+				}
+			})
+			r := &round{
+				world: &world{T: t, db: newDatabase(t), broker: broker, client: client, adm: kadm.NewClient(client)},
+				seed:  seed, total: total, topic: fmt.Sprint("orders-", seed), group: fmt.Sprint("group-", seed),
+				members: map[*doomed]bool{},
+			}
+			r.run()
+		})
 	}
 }
 
 const (
-	orderKeys = 20
-	orderSeqs = 12
+	orderKeys  = 24
+	orderSeqs  = 8
+	sessionFor = 700 * time.Millisecond
 )
 
-// round is one run of the order test.
+// round is one run. The seed decides what everybody does; what the scheduler does is not in its hands.
 type round struct {
 	*world
-	seed  uint64
-	fixed atomic.Bool
+	seed         uint64
+	total        *tally
+	topic, group string
+	history      history
+	fixed        atomic.Bool // handlers do no more than is known to be wrong for good
+	peace        atomic.Bool // nobody dies
+
+	mu      sync.Mutex
+	members map[*doomed]bool // true: in the round's group
 }
 
-// chance is a number below 100 that depends on the seed and the message only.
-func (r *round) chance(m inbox.Message) int {
+// random are the dice of one of those that take part.
+func (r *round) random(who uint64) *rand.Rand { return rand.New(rand.NewPCG(r.seed, who)) }
+
+// chance is a number below 200 that depends on the seed and the message only.
+func (r *round) chance(key string, seq int) int {
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%d %s %s", r.seed, m.Key, m.Payload)
-	return int(h.Sum64() % 100)
+	fmt.Fprintf(h, "%d %s %d", r.seed, key, seq)
+	return int(h.Sum64() % 200)
 }
 
-// handle fails in the way that the message was given.
-func (r *round) handle(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
-	if err := apply(ctx, tx, m); err != nil { // what follows must roll it back
+// hopeless messages are never repaired.
+func (r *round) hopeless(e entry) bool { return r.chance(e.key, e.seq) == 0 }
+
+// handle makes the effect and then fails in the way that the message was given: all of it must be undone.
+func (r *round) handle(ctx context.Context, tx pgx.Tx, m inbox.Message, d *doomed) error {
+	if err := enter(ctx, tx, m); err != nil {
 		return err
 	}
-	switch c := r.chance(m); {
+	d.dies(inHandler)
+	var seq int
+	if _, err := fmt.Sscanf(string(m.Payload), `{"seq":%d`, &seq); err != nil {
+		return inbox.Permanent(err)
+	}
+	c := r.chance(m.Key, seq)
+	switch {
+	case c < 1:
+		return r.fails("hopeless tries", inbox.Permanent(errors.New("never valid")))
 	case c < 4 && !r.fixed.Load():
-		return inbox.Permanent(errors.New("not valid"))
-	case c < 7 && m.Attempt < 3:
-		return errors.New("not yet")
+		return r.fails("permanent failures", inbox.Permanent(errors.New("not valid")))
+	case c < 8 && m.Attempt < 3:
+		return r.fails("transient failures", errors.New("not yet"))
 	case c < 9 && m.Attempt < 6:
-		return errors.New("not for long")
+		return r.fails("transient failures that go on", errors.New("not for long"))
 	case c < 11 && m.Attempt < 4:
+		_ = r.fails("panics", nil)
 		panic("boom")
 	case c < 12 && m.Attempt < 3:
-		return inbox.RetryAfter(30*time.Millisecond, errors.New("later"))
-	case c < 13 && rand.IntN(3) == 0:
-		return inbox.Outage(errors.New("provider is away"))
+		return r.fails("delays asked for", inbox.RetryAfter(30*time.Millisecond, errors.New("later")))
+	case c < 13 && rand.IntN(4) == 0:
+		return r.fails("outages", inbox.Outage(errors.New("provider is away")))
+	case c < 15:
+		return r.fails("discards", inbox.Discard("superseded"))
+	case c < 17 && m.Attempt < 3:
+		_, err := tx.Exec(ctx, `SELECT FROM nowhere`)
+		_ = r.fails("swallowed errors", err)
+	case c < 20 && rand.IntN(3) == 0:
+		return r.fails("serialization failures", fmt.Errorf("update: %w", &pgconn.PgError{Code: "40001"}))
 	}
 	return nil
 }
 
-func (r *round) member() *inbox.Consumer {
-	opts := r.options()
-	opts.Evidence = -1
-	opts.Lease = 300 * time.Millisecond
-	opts.BatchSize = 1 + rand.IntN(40)
-	opts.InlineAttempts = 1 + rand.IntN(3)
-	opts.Log = nil
-	return r.consumer(onlyPlaced(r.handle), opts)
+func (r *round) fails(what string, err error) error {
+	r.total.add(what, 1)
+	return err
+}
+
+// member runs one consumer after the other until ctx ends. In every other round handlers get batches.
+func (r *round) member(ctx context.Context, random *rand.Rand, overlaps bool) {
+	for ctx.Err() == nil {
+		life, stop := context.WithCancel(ctx)
+		d := r.newDoomed(random, stop)
+		route := inbox.Route{Topic: r.topic, Type: placed}
+		one := func(ctx context.Context, tx pgx.Tx, m inbox.Message) error { return r.handle(ctx, tx, m, d) }
+		if route.Handle = one; r.seed%2 == 0 {
+			route.Handle, route.HandleBatch = nil, func(ctx context.Context, tx pgx.Tx, msgs []inbox.Message) error {
+				for _, m := range msgs {
+					if err := one(ctx, tx, m); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+		}
+		opts := r.options()
+		opts.Kafka = append(opts.Kafka, d.dialer()...)
+		opts.Kafka = append(opts.Kafka, kgo.ClientID(fmt.Sprintf("%p", d)),
+			kgo.SessionTimeout(sessionFor), kgo.HeartbeatInterval(sessionFor/5), kgo.RebalanceTimeout(2*time.Second), kgo.FetchMaxWait(200*time.Millisecond))
+		opts.Log, opts.Workers, opts.Evidence, opts.Lease = nil, 2, -1, 300*time.Millisecond
+		opts.DrainEvery, opts.CommitEvery = 100*time.Millisecond, 50*time.Millisecond
+		opts.BatchSize, opts.InlineAttempts = 1+random.IntN(40), 1+random.IntN(3)
+		c, err := inbox.NewConsumer(d.pool, r.group, []inbox.Route{route}, opts)
+		if err != nil {
+			r.Error(err)
+			return
+		}
+		if overlaps {
+			c.Overlap(r.group + "-zombie")
+		}
+		r.born(d, !overlaps)
+		if err := c.Run(life); err != nil {
+			r.Error(err)
+		}
+		stop()
+		r.died(d)
+	}
+}
+
+func (r *round) born(d *doomed, inGroup bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.members[d] = inGroup
+	if r.peace.Load() {
+		d.spare()
+	}
+}
+
+func (r *round) died(d *doomed) {
+	r.mu.Lock()
+	delete(r.members, d)
+	r.mu.Unlock()
+	d.kill() // what is left of its connections
+	d.pool.Close()
+}
+
+// makePeace lets everybody live from here on.
+func (r *round) makePeace() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.peace.Store(true)
+	for d := range r.members {
+		d.spare()
+	}
 }
 
 func (r *round) run() {
-	random := rand.New(rand.NewPCG(r.seed, 0))
-	zombie := r.member()
-	zombie.Overlap("zombie")
-	r.world.run(zombie)
-	stops := []func(){r.world.run(r.member()), r.world.run(r.member())}
-	killer, err := pgxpool.New(r.Context(), r.db.URL)
-	if err != nil {
-		r.Fatal(err)
+	r.broker.Create(r.T, 4, nil, r.topic)
+	r.exec(createLedger)
+	ctx, cancel := context.WithCancel(r.Context())
+	var members sync.WaitGroup
+	defer members.Wait()
+	defer cancel()
+	for who := range uint64(3) {
+		members.Go(func() { r.member(ctx, r.random(1+who), false) })
 	}
-	defer killer.Close()
+	if r.seed%3 == 0 {
+		members.Go(func() { r.member(ctx, r.random(9), true) })
+	}
 
-	waves := r.waves(random)
-	for _, wave := range waves {
+	random := r.random(0)
+	var zombies sync.WaitGroup
+	for _, wave := range r.waves(random) {
 		r.produce(wave...)
-		switch random.IntN(4) {
-		case 0: // a member leaves, another joins
-			i := random.IntN(len(stops))
-			stops[i]()
-			stops[i] = r.world.run(r.member())
+		if err := r.history.published(wave...); err != nil {
+			r.Fatal(err)
+		}
+		switch random.IntN(5) {
+		case 0:
+			zombies.Go(r.pauseOne)
 		case 1:
-			_, err = killer.Exec(r.Context(), `
+			r.exec(`
 				SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-				WHERE datname = current_database() AND pid <> pg_backend_pid() AND random() < 0.5`)
+				WHERE datname = current_database() AND application_name = 'member' AND random() < 0.5`)
+			r.total.add("rounds of killed connections", 1)
 		case 2:
-			_, err = inbox.Replay(r.Context(), killer, inbox.Filter{}, "chaos")
+			r.replay()
 		}
-		if err != nil {
-			r.Fatalf("seed %d: %v", r.seed, err)
-		}
+		r.judge("under way")
 	}
+	zombies.Wait()
+	r.makePeace()
 	r.fixed.Store(true)
-	r.db.Pool.Reset() // a connection that was terminated would show it to whoever uses it next: here, the test
-	r.wait("everything replayed and done", func() bool {
-		if _, err := inbox.Replay(r.Context(), killer, inbox.Filter{}, "chaos"); err != nil {
-			r.Fatalf("seed %d: %v", r.seed, err)
+	r.settle()
+	cancel()
+	members.Wait()
+	r.history.atRest = true
+	r.judge("at rest")
+	r.total.add("keys", orderKeys)
+	r.total.add("messages", orderKeys*orderSeqs)
+	r.total.add("records", len(r.history.appearances))
+	r.total.add("keys held for good", len(r.history.heads()))
+}
+
+// settle waits until every message is done, discarded, or in a line that waits for a person.
+func (r *round) settle() {
+	r.Helper()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-look.C {
+		r.read()
+		left := r.history.unfinished(r.hopeless)
+		if left == 0 {
+			return
 		}
-		return r.count(`SELECT count(*) FROM effects`) >= orderKeys*orderSeqs &&
-			r.count(`SELECT count(*) FROM processed_messages WHERE state = 'done'`) == orderKeys*orderSeqs && r.lag() == 0
-	})
-	for key := range orderKeys {
-		r.wantEffects(fmt.Sprintf("u%d", key), seqs(orderSeqs)...)
-	}
-	if n := r.count(`SELECT (SELECT count(*) FROM inbox_holds) + (SELECT count(*) FROM parked_messages)`); n != 0 {
-		r.Errorf("%d holds and parked messages left, want 0%s", n, r.describeParked())
-	}
-	if r.Failed() {
-		r.Logf("repeat with ORDERFLOW_TEST_SEED=%d", r.seed)
+		if time.Now().After(deadline) {
+			r.Fatalf("%d messages are not at rest a minute after the last trouble\nparked: %s", left, r.describeParked())
+		}
+		r.replay()
 	}
 }
 
-// waves returns the messages in the order of their production. First appearances of a key are in order; any message
-// may come again later.
+func (r *round) exec(sql string) {
+	r.Helper()
+	if _, err := r.db.Pool.Exec(r.Context(), sql); err != nil {
+		r.Fatal(err)
+	}
+}
+
+func (r *round) read() {
+	r.Helper()
+	if err := r.history.read(r.Context(), r.adm, r.db.Pool, r.group, r.topic); err != nil {
+		r.Fatal(err)
+	}
+}
+
+func (r *round) judge(when string) {
+	r.Helper()
+	r.read()
+	if err := r.history.judge().Err(); err != nil {
+		r.Fatalf("%s: %v", when, err)
+	}
+}
+
+// replay has the dead tried again that may live.
+func (r *round) replay() {
+	r.Helper()
+	f := inbox.Filter{Group: r.group, State: inbox.StateDead}
+	for _, p := range r.parked(f) {
+		if full, err := inbox.ShowParked(r.Context(), r.db.Pool, p.ID); err == nil {
+			var seq int
+			if _, err := fmt.Sscanf(string(full.Payload), `{"seq":%d`, &seq); err != nil {
+				r.Fatal(err)
+			}
+			if !r.hopeless(entry{key: p.Key, seq: seq}) {
+				f.IDs = append(f.IDs, p.ID)
+			}
+		}
+	}
+	if f.IDs == nil {
+		return
+	}
+	n, err := inbox.Replay(r.Context(), r.db.Pool, f, "chaos")
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.total.add("replays", n)
+}
+
+// pauseOne stops a member as SIGSTOP does until the group has forgotten it, or some time is over, and lets it go on.
+func (r *round) pauseOne() {
+	var d *doomed
+	r.mu.Lock()
+	for one, inGroup := range r.members {
+		if inGroup {
+			d = one
+		}
+	}
+	r.mu.Unlock()
+	if d == nil {
+		return
+	}
+	d.pause()
+	defer d.resume()
+	was := false
+	for deadline := time.Now().Add(6 * sessionFor); time.Now().Before(deadline); {
+		groups, err := r.adm.DescribeGroups(r.Context(), r.group)
+		if err != nil {
+			return
+		}
+		in := slices.ContainsFunc(groups[r.group].Members, func(m kadm.DescribedGroupMember) bool {
+			return m.ClientID == fmt.Sprintf("%p", d)
+		})
+		if was && !in {
+			r.total.add("zombies", 1)
+			return
+		}
+		was = was || in
+		select {
+		case <-r.Context().Done():
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// waves returns the records in the order of their production. First appearances of a key are in order; any message may
+// come again later, some do so nine times.
 func (r *round) waves(random *rand.Rand) [][]*kgo.Record {
-	var sent []*kgo.Record
+	var again []*kgo.Record
 	waves := make([][]*kgo.Record, orderSeqs)
 	for i := range waves {
 		for _, key := range random.Perm(orderKeys) {
 			rec := record(fmt.Sprintf("u%d", key), i+1, "")
-			sent = append(sent, rec)
+			rec.Topic = r.topic
 			waves[i] = append(waves[i], rec)
-			for random.IntN(3) == 0 {
-				again := *sent[random.IntN(len(sent))]
-				waves[i] = append(waves[i], &again)
+			more := random.IntN(2)
+			if random.IntN(20) == 0 {
+				more = 9
+			}
+			for range more {
+				copied := *rec
+				again = append(again, &copied)
 			}
 		}
+		random.Shuffle(len(again), func(a, b int) { again[a], again[b] = again[b], again[a] })
+		n := len(again) / 2
+		if i == orderSeqs-1 {
+			n = len(again)
+		}
+		waves[i] = append(waves[i], again[:n]...)
+		again = again[n:]
 	}
 	return waves
+}
+
+// tally adds up what happened in all rounds, to see that everything did.
+type tally struct {
+	mu     sync.Mutex
+	counts map[string]int
+}
+
+func (a *tally) add(what string, n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.counts[what] += n
+}
+
+// report prints what happened, and fails a long test in which something did not: it would prove less than it says. I26.
+func (a *tally) report(t *testing.T, rounds int) {
+	const long = 50
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var said []string
+	for _, what := range slices.Sorted(maps.Keys(a.counts)) {
+		said = append(said, fmt.Sprintf("%d %s", a.counts[what], what))
+	}
+	fmt.Printf("order: %d rounds, %s\n", rounds, strings.Join(said, ", "))
+	if rounds < long {
+		return
+	}
+	for _, what := range append([]string{"zombies", "replays", "keys held for good", "rounds of killed connections"}, deaths...) {
+		if a.counts[what] == 0 {
+			t.Errorf("no %s in %d rounds", what, rounds)
+		}
+	}
 }
