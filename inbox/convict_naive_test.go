@@ -171,8 +171,14 @@ func oneBatch(ctx context.Context, x *trial, tx pgx.Tx, records []*kgo.Record) e
 		if !fresh {
 			continue
 		}
-		if !behind && (x.handle(ctx, tx, m) == nil || x.handle(ctx, tx, m) == nil) { // two tries
-			continue
+		if !behind {
+			err := x.handle(ctx, tx, m)
+			if err != nil {
+				err = x.handle(ctx, tx, m) // once more
+			}
+			if err == nil {
+				continue
+			}
 		}
 		if err := park(ctx, tx, m); err != nil {
 			return err
