@@ -76,42 +76,44 @@ func onEachTable(t *testing.T, test func(w *world)) {
 
 func newDatabase(t testing.TB) *pgtest.DB {
 	t.Helper()
-	return migratedDatabase(t, "inbox", inbox.Migrations())
+	return pgtest.New(t, "inbox", migrate)
 }
 
 func newDatabaseAnyID(t testing.TB) *pgtest.DB {
 	t.Helper()
-	return migratedDatabase(t, "inbox_anyid", inbox.MigrationsAnyID())
+	return pgtest.New(t, "inbox_anyid", func(ctx context.Context, url string) error {
+		return migrateWith(ctx, url, inbox.MigrationsAnyID())
+	})
 }
 
-func migratedDatabase(t testing.TB, name string, inboxFiles fs.FS) *pgtest.DB {
-	t.Helper()
-	return pgtest.New(t, name, func(ctx context.Context, url string) error {
-		config, err := pgx.ParseConfig(url)
+// migrate makes the tables of the tests in the database of url.
+func migrate(ctx context.Context, url string) error { return migrateWith(ctx, url, inbox.Migrations()) }
+
+func migrateWith(ctx context.Context, url string, inboxFiles fs.FS) error {
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return err
+	}
+	db := stdlib.OpenDB(*config)
+	defer db.Close()
+	for table, files := range map[string]fs.FS{"outbox_migrations": outbox.Migrations(), "inbox_migrations": inboxFiles} {
+		p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName(table))
 		if err != nil {
 			return err
 		}
-		db := stdlib.OpenDB(*config)
-		defer db.Close()
-		for table, files := range map[string]fs.FS{"outbox_migrations": outbox.Migrations(), "inbox_migrations": inboxFiles} {
-			p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName(table))
-			if err != nil {
-				return err
-			}
-			if _, err := p.Up(ctx); err != nil {
-				return err
-			}
+		if _, err := p.Up(ctx); err != nil {
+			return err
 		}
-		_, err = db.ExecContext(ctx, `
-			CREATE TABLE effects (
-				n   bigint GENERATED ALWAYS AS IDENTITY,
-				key text   NOT NULL,
-				id  uuid   NOT NULL,
-				seq int    NOT NULL
-			);
-			CREATE TABLE shared (sku text PRIMARY KEY, sold int NOT NULL)`)
-		return err
-	})
+	}
+	_, err = db.ExecContext(ctx, `
+		CREATE TABLE effects (
+			n   bigint GENERATED ALWAYS AS IDENTITY,
+			key text   NOT NULL,
+			id  uuid   NOT NULL,
+			seq int    NOT NULL
+		);
+		CREATE TABLE shared (sku text PRIMARY KEY, sold int NOT NULL)`)
+	return err
 }
 
 // body is the payload of the tests' messages.

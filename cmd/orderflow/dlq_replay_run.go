@@ -16,7 +16,7 @@ import (
 
 const (
 	lookEvery = 200 * time.Millisecond
-	lookAt    = 1000 // messages at once
+	chunk     = 1000 // messages at once
 )
 
 // replayRun hands messages back and follows what becomes of them.
@@ -127,8 +127,8 @@ func (r *replayRun) handBack(m inbox.Parked) error {
 func (r *replayRun) look(limit int) error {
 	r.looked = time.Now()
 	left := map[int64]inbox.Parked{}
-	for ids := range slices.Chunk(slices.Sorted(maps.Keys(r.pending)), lookAt) {
-		found, err := inbox.ListParked(r.cmd.Context(), r.pool, inbox.Filter{Group: r.group, IDs: ids, Limit: lookAt})
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(r.pending)), chunk) {
+		found, err := inbox.ListParked(r.cmd.Context(), r.pool, inbox.Filter{Group: r.group, IDs: ids, Limit: chunk})
 		if err != nil {
 			return err
 		}
