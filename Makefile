@@ -8,7 +8,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 # The compose plugin where Docker has it; elsewhere it is built from its module.
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,$(BIN)/docker-compose)
 
-.PHONY: help dev kafka build test test-history test-order test-servers test-kafka test-compose lint bench bench-outbox up down logs fmt clean
+.PHONY: help dev kafka build test test-history test-order test-servers test-kafka test-compose lint bench bench-outbox bench-inbox up down logs fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -57,6 +57,9 @@ bench: build ## Measure against pgbench in the same run and print the ratios
 
 bench-outbox: ## Measure package outbox beside Watermill and Debezium; the latter needs Java 17 and Maven; ARGS="-legs drain"
 	$(GO) run ./bench/outbox $(ARGS)
+
+bench-inbox: ## Measure package inbox beside the consumers that are usually written; ARGS="-legs batch,poison"
+	$(GO) run ./bench/inbox $(ARGS)
 
 up: compose ## Run the system in containers: needs a Docker engine
 	@deploy/compose/up $(COMPOSE)
