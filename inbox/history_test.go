@@ -47,10 +47,11 @@ type history struct {
 	committed   map[int32]int64 // by partition, as it was before the snapshot
 	atRest      bool            // everything was consumed
 
-	effects  []effect             // as they were made
-	parked   []entry              // in the order of their lines
-	states   map[uuid.UUID]string // in processed_messages
-	uncopied int                  // dead messages without a copy for the dead-letter topic
+	effects    []effect             // as they were made
+	parked     []entry              // in the order of their lines
+	states     map[uuid.UUID]string // in processed_messages
+	uncopied   int                  // dead messages without a copy for the dead-letter topic
+	miscounted int                  // holds that say another number than lies behind them
 }
 
 // entry is a message as the judge knows it.
@@ -136,8 +137,12 @@ func (h *history) read(ctx context.Context, adm *kadm.Client, pool *pgxpool.Pool
 			return err
 		}
 		return tx.QueryRow(ctx, `
-			SELECT count(*) FROM parked_messages p
-			WHERE state = 'dead' AND NOT EXISTS (SELECT FROM outbox o WHERE o.headers ->> 'x-event-id' = p.event_id::text)`).Scan(&h.uncopied)
+			SELECT
+				(SELECT count(*) FROM parked_messages p
+				 WHERE state = 'dead' AND NOT EXISTS (SELECT FROM outbox o WHERE o.headers ->> 'x-event-id' = p.event_id::text)),
+				(SELECT count(*) FROM inbox_holds h
+				 WHERE parked <> (SELECT count(*) FROM parked_messages p WHERE (p.topic, p.hold_key) = (h.topic, h.key)))`,
+		).Scan(&h.uncopied, &h.miscounted)
 	})
 }
 
@@ -149,6 +154,7 @@ type verdict struct {
 	passed        int // I20: an effect although an earlier message of the key is parked
 	misremembered int // I10: its row in processed_messages says otherwise, or there is none
 	uncopied      int // I19: dead, without a copy
+	miscounted    int // holds that say another number of messages than wait
 	details       []string
 }
 
@@ -165,6 +171,7 @@ func (v verdict) Err() error {
 		{v.passed, "past a held head"},
 		{v.misremembered, "misremembered"},
 		{v.uncopied, "dead without a copy"},
+		{v.miscounted, "holds miscounted"},
 	} {
 		if c.n > 0 {
 			said = append(said, fmt.Sprintf("%d %s", c.n, c.what))
@@ -185,7 +192,7 @@ func (v *verdict) convict(count *int, e entry, format string, args ...any) {
 
 // judge holds a history against what package inbox promises.
 func (h *history) judge() verdict {
-	v := verdict{uncopied: h.uncopied}
+	v := verdict{uncopied: h.uncopied, miscounted: h.miscounted}
 	applied, parked := map[uuid.UUID]bool{}, map[uuid.UUID]bool{}
 	last := map[string]int{} // effect of a key
 	byKey := map[string]map[int]entry{}
