@@ -31,6 +31,7 @@ var directions = []struct {
 	{from: "services/", to: "cmd/", reason: "commands stand above services"},
 	{from: "", to: "internal/pgtest", reason: "test kits are imported by tests only"},
 	{from: "", to: "internal/event/eventtest", reason: "test kits are imported by tests only"},
+	{from: "", to: "internal/tally", reason: "test kits are imported by tests only"},
 	{from: "", to: "internal/kafkatest", reason: "test kits are imported by tests only"},
 }
 

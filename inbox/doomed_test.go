@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/orderflow-dev/orderflow/internal/tally"
 )
 
 // The points at which a consumer dies.
@@ -36,7 +38,7 @@ var deaths = []string{
 // doomed is a process that dies when it has passed a point as often as was decided at its birth.
 type doomed struct {
 	*process
-	total *tally
+	total *tally.Tally
 	death string
 	stop  context.CancelFunc // ends the consumer's Run
 
@@ -88,7 +90,7 @@ func (d *doomed) comes(at string) bool {
 		return false
 	}
 	d.over = true
-	d.total.add(at, 1)
+	d.total.Add(at, 1)
 	return true
 }
 

@@ -6,10 +6,8 @@ import (
 	"flag"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,6 +20,7 @@ import (
 
 	"github.com/orderflow-dev/orderflow/inbox"
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
+	"github.com/orderflow-dev/orderflow/internal/tally"
 )
 
 var (
@@ -34,12 +33,14 @@ var (
 // that come up to ten times; dead letters that are replayed again and again. I10, I11, I12, I19, I20.
 func TestOrderHoldsUnderEverything(t *testing.T) {
 	t.Parallel()
-	total := &tally{counts: map[string]int{}}
+	total := &tally.Tally{}
 	first, rounds := *seed, 1
 	if first == 0 {
 		first, rounds = uint64(time.Now().UnixNano()), *seeds
 	}
-	t.Cleanup(func() { total.report(t, rounds) })
+	t.Cleanup(func() {
+		total.Report(t, "order", rounds, append([]string{zombie, replayed, heldForGood, severed}, deaths...)...)
+	})
 	broker := kafkatest.New(t)
 	client := broker.Client(t)
 	for seed := first; seed < first+uint64(rounds); seed++ {
@@ -66,11 +67,19 @@ const (
 	sessionFor = 700 * time.Millisecond
 )
 
+// What must have happened in many rounds, beside every death. I26.
+const (
+	zombie      = "zombies"
+	replayed    = "replays"
+	heldForGood = "keys held for good"
+	severed     = "waves of severed connections"
+)
+
 // round is one run. The seed decides what everybody does; what the scheduler does is not in its hands.
 type round struct {
 	*world
 	seed         uint64
-	total        *tally
+	total        *tally.Tally
 	topic, group string
 	history      history
 	fixed        atomic.Bool // handlers do no more than is known to be wrong for good
@@ -132,7 +141,7 @@ func (r *round) handle(ctx context.Context, tx pgx.Tx, m inbox.Message, d *doome
 }
 
 func (r *round) fails(what string, err error) error {
-	r.total.add(what, 1)
+	r.total.Add(what, 1)
 	return err
 }
 
@@ -232,7 +241,7 @@ func (r *round) run() {
 			r.exec(`
 				SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 				WHERE datname = current_database() AND application_name = 'member' AND random() < 0.5`)
-			r.total.add("rounds of killed connections", 1)
+			r.total.Add(severed, 1)
 		case 2:
 			r.replay()
 		}
@@ -246,10 +255,10 @@ func (r *round) run() {
 	members.Wait()
 	r.history.atRest = true
 	r.judge("at rest")
-	r.total.add("keys", orderKeys)
-	r.total.add("messages", orderKeys*orderSeqs)
-	r.total.add("records", len(r.history.appearances))
-	r.total.add("keys held for good", len(r.history.heads()))
+	r.total.Add("keys", orderKeys)
+	r.total.Add("messages", orderKeys*orderSeqs)
+	r.total.Add("records", len(r.history.appearances))
+	r.total.Add(heldForGood, len(r.history.heads()))
 }
 
 // settle waits until every message is done, discarded, or in a line that waits for a person.
@@ -314,7 +323,7 @@ func (r *round) replay() {
 	if err != nil {
 		r.Fatal(err)
 	}
-	r.total.add("replays", n)
+	r.total.Add(replayed, n)
 }
 
 // pauseOne stops a member as SIGSTOP does until the group has forgotten it, or some time is over, and lets it go on.
@@ -342,7 +351,7 @@ func (r *round) pauseOne() {
 			return m.ClientID == fmt.Sprintf("%p", d)
 		})
 		if was && !in {
-			r.total.add("zombies", 1)
+			r.total.Add(zombie, 1)
 			return
 		}
 		was = was || in
@@ -382,36 +391,4 @@ func (r *round) waves(random *rand.Rand) [][]*kgo.Record {
 		again = again[n:]
 	}
 	return waves
-}
-
-// tally adds up what happened in all rounds, to see that everything did.
-type tally struct {
-	mu     sync.Mutex
-	counts map[string]int
-}
-
-func (a *tally) add(what string, n int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.counts[what] += n
-}
-
-// report prints what happened, and fails a long test in which something did not: it would prove less than it says. I26.
-func (a *tally) report(t *testing.T, rounds int) {
-	const long = 50
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var said []string
-	for _, what := range slices.Sorted(maps.Keys(a.counts)) {
-		said = append(said, fmt.Sprintf("%d %s", a.counts[what], what))
-	}
-	fmt.Printf("order: %d rounds, %s\n", rounds, strings.Join(said, ", "))
-	if rounds < long {
-		return
-	}
-	for _, what := range append([]string{"zombies", "replays", "keys held for good", "rounds of killed connections"}, deaths...) {
-		if a.counts[what] == 0 {
-			t.Errorf("no %s in %d rounds", what, rounds)
-		}
-	}
 }

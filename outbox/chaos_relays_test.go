@@ -89,7 +89,7 @@ func (d *doomed) dies(at string) bool {
 	if d.after--; d.after > 0 {
 		return false
 	}
-	d.total.add(at, 1)
+	d.total.Add(at, 1)
 	d.dead = true
 	if at != told {
 		d.pool.kill() // as kill -9 does
@@ -103,7 +103,7 @@ func (d *doomed) dies(at string) bool {
 
 // Publish is the relay's way to the broker.
 func (d *doomed) Publish(ctx context.Context, page []outbox.Record) []error {
-	d.total.add("pages", 1)
+	d.total.Add("pages", 1)
 	if d.trouble() || d.dies(fetched) {
 		return failAll(page, outboxtest.ErrDown)
 	}
@@ -135,20 +135,20 @@ func (d *doomed) Publish(ctx context.Context, page []outbox.Record) []error {
 func (d *doomed) trouble() bool {
 	if d.random.IntN(10) == 0 {
 		d.depose()
-		d.total.add(deposed, 1)
+		d.total.Add(deposed, 1)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.away == 0 && d.random.IntN(20) == 0 {
 		d.away = 1 + d.random.IntN(3)
-		d.total.add(outage, 1)
+		d.total.Add(outage, 1)
 	}
 	d.away = max(0, d.away-1)
 	return d.away > 0
 }
 
 func (d *doomed) repeatable(records int) {
-	d.total.add("records in flight at a failure", records)
+	d.total.Add("records in flight at a failure", records)
 	d.inFlight.Add(int64(records))
 }
 
@@ -180,15 +180,15 @@ func (d *doomed) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, q pgx.TraceQuer
 	switch {
 	case q.Err != nil:
 	case strings.HasPrefix(sql, "TRUNCATE"):
-		d.total.add(truncated, 1)
+		d.total.Add(truncated, 1)
 	case one && strings.Contains(sql, `INSERT INTO "orders"."outbox_cursor"`):
 		d.mu.Lock()
 		d.unsaved = 0
 		d.mu.Unlock()
-		d.total.add("checkpoints", 1)
+		d.total.Add("checkpoints", 1)
 		d.dies(saved)
 	case one && strings.Contains(sql, `SET epoch = epoch + 1`):
-		d.total.add("terms", 1)
+		d.total.Add("terms", 1)
 		d.forget()
 	}
 }

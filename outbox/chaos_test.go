@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/orderflow-dev/orderflow/internal/pgtest"
+	"github.com/orderflow-dev/orderflow/internal/tally"
 	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/orderflow-dev/orderflow/outbox/outboxtest"
 )
@@ -27,12 +28,18 @@ var (
 // while they are open; relays killed at every point between fetch and checkpoint, outages, two leaders at once.
 func TestHistoryHasNoLossAndNoDisorder(t *testing.T) {
 	t.Parallel()
-	total := &tally{counts: map[string]int{}}
+	total := &tally.Tally{}
 	first, runs := *seed, 1
 	if first == 0 {
 		first, runs = uint64(time.Now().UnixNano()), *seeds
 	}
-	t.Cleanup(func() { total.report(t, runs) })
+	t.Cleanup(func() {
+		expected := append([]string{deposed, outage, truncated}, deaths...)
+		for _, kind := range writerKinds {
+			expected = append(expected, kind.name)
+		}
+		total.Report(t, "history", runs, expected...)
+	})
 	for seed := first; seed < first+uint64(runs); seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
@@ -52,7 +59,7 @@ type chaos struct {
 	t        *testing.T
 	seed     uint64
 	db       *pgtest.DB
-	total    *tally
+	total    *tally.Tally
 	history  outboxtest.History
 	broker   outboxtest.Broker
 	inFlight atomic.Int64 // records that were lost sight of before a checkpoint, and may be published again
@@ -102,8 +109,8 @@ func (c *chaos) run() {
 		c.t.Errorf("%d duplicates, but only %d records were in flight when their relay or their answer was lost",
 			verdict.Duplicates, inFlight)
 	}
-	c.total.add("messages", c.history.CommittedCount())
-	c.total.add("duplicates", verdict.Duplicates)
+	c.total.Add("messages", c.history.CommittedCount())
+	c.total.Add("duplicates", verdict.Duplicates)
 }
 
 // wait waits until everything has arrived, and not for ever: the verdict says what is missing.

@@ -67,7 +67,7 @@ func (c *chaos) writeMany(random *rand.Rand) {
 			c.t.Errorf("%s: %v", kind.name, err)
 			return
 		}
-		c.total.add(kind.name, 1)
+		c.total.Add(kind.name, 1)
 	}
 }
 
