@@ -8,10 +8,10 @@ import (
 )
 
 // Why says in words what keeps messages from their handlers at this moment, a sentence for each cause: not a member of the
-// group, no partitions, a pause for an outage, no room among the held messages, messages that are in a handler or wait for their next try, and partitions that
-// are not fetched for what is in memory already. It is empty when nothing waits. Of many messages alike it names those that
-// have been there longest. A message is named by its id and place, never by its key. The log repeats it while nothing moves,
-// every [Options.StallAfter].
+// group, no partitions, a pause of the group or for an outage, no room among the held messages, messages that are in a handler
+// or wait for their next try, and partitions that are not fetched for what is in memory already. It is empty when nothing waits.
+// Of many messages alike it names those that have been there longest. A message is named by its id and place, never by its key.
+// The log repeats it while nothing moves, every [Options.StallAfter].
 func (c *Consumer) Why() []string {
 	var why []string
 	if blocked := c.notReady(); blocked != "" {

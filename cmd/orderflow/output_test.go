@@ -80,7 +80,7 @@ func commands(cmd *cobra.Command) []*cobra.Command {
 
 func TestEveryFlagCanBeSetByTheEnvironment(t *testing.T) {
 	values := map[string]string{
-		"string": "x", "bool": "true", "int": "7", "int64": "7", "uint64": "7", "float64": "0.5", "duration": "7s",
+		"string": "x", "bool": "true", "int": "7", "int32": "7", "int64": "7", "uint64": "7", "float64": "0.5", "duration": "7s",
 		"stringArray": "x", "stringSlice": "x",
 	}
 	for _, cmd := range commands(newRoot(os.Stdout, os.Stderr)) {

@@ -37,7 +37,7 @@ func finish(t testing.TB, d *system.Dev) {
 	for _, v := range violations {
 		t.Error(v)
 	}
-	if out := d.Binary.Run(t, "payments", "reconcile", "--until", "0s", "--data-dir", d.Ready.DataDir); out.Code != 0 {
+	if out := binary.Run(t, "payments", "reconcile", "--until", "0s", "--database-url", d.Ready.Postgres, "--payment-url", d.Ready.Sandbox); out.Code != 0 {
 		t.Errorf("payments reconcile: exit code %d\n%s%s", out.Code, out.Stdout, out.Stderr)
 	}
 }

@@ -60,7 +60,7 @@ func TestEachServiceRunsAsItsOwnProcess(t *testing.T) {
 
 	d := &system.Dev{
 		Client: system.NewClient("http://"+api.Said(t, "serving", "addr"), apiKey, "http://"+sandboxAddr), DB: db,
-		Ready: system.Ready{Kafka: kafka},
+		Ready: system.Ready{Postgres: owner, Kafka: kafka, Sandbox: "http://" + sandboxAddr},
 	}
 	t.Cleanup(d.Close)
 	goesThrough := func(method, status string, outside ...string) {
