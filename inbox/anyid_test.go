@@ -46,6 +46,7 @@ func TestAnyIDIsKnownBySourceAndID(t *testing.T) {
 	w.start(apply, w.options())
 	w.anyID = false // the ids are as they are
 	w.produce(append(first, again...)...)
+	w.wait("the good ones, whose ids are taken then", func() bool { return len(w.effects("u1")) == len(good) })
 	w.produce(payload(set(set(record("conflict", 1, ""), "ce_id", "42"), "ce_source", "/a"), []byte(`{"seq":9}`)),
 		set(record("long", 1, ""), "ce_id", strings.Repeat("x", 257)),
 		drop(record("none", 1, ""), "ce_id"))

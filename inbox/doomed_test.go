@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/orderflow-dev/orderflow/inbox"
 	"github.com/orderflow-dev/orderflow/internal/tally"
 )
 
@@ -41,6 +42,8 @@ type doomed struct {
 	total *tally.Tally
 	death string
 	stop  context.CancelFunc // ends the consumer's Run
+
+	consumer *inbox.Consumer
 
 	mu    sync.Mutex
 	after int
