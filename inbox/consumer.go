@@ -75,7 +75,7 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 	}
 	c.health = newHealth()
 	c.circuit = newCircuit(opts.Log)
-	c.lanes = newLanes(opts.BatchSize, opts.BatchWait, c.circuit)
+	c.lanes = newLanes(opts.BatchSize, opts.BatchWait, int64(opts.MaxBuffered)*10, c.circuit)
 	c.tried.seen = map[[2]string]int64{}
 	return c, nil
 }

@@ -38,8 +38,9 @@ type item struct {
 
 	attempts    int
 	firstFailed time.Time
-	class       string   // of its last failure, while it waits in memory
-	track       *tracked // nil when the message comes from parked_messages
+	class       string        // of its last failure, while it waits in memory
+	took        time.Duration // by the handler of single messages, in its last try
+	track       *tracked      // nil when the message comes from parked_messages
 }
 
 func (it *item) size() int64 {

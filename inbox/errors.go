@@ -20,6 +20,7 @@ const (
 	ClassHandlerPanic       = "handler_panic"       // the handler panicked
 	ClassPermanent          = "permanent"           // a Permanent error without a class
 	ClassTransient          = "transient"           // any other error without a class
+	ClassSlowKey            = "slow_key"            // it did not fail: its key was so slow that it held up its partition
 )
 
 // ErrNotFound is returned when no parked message has the given id.

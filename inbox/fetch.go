@@ -128,7 +128,7 @@ func (c *Consumer) addAll(ctx context.Context, client *kgo.Client, p *partition,
 
 // usedUp says which budget p, or the consumer, has used up; "" while there is some left.
 func (c *Consumer) usedUp(p *partition) string {
-	switch span := int64(c.opts.MaxBuffered) * 10; {
+	switch span := c.lanes.maxSpan; {
 	case p.buffered >= c.opts.MaxBuffered:
 		return fmt.Sprintf("%d of its messages are in memory, the limit is %d", p.buffered, c.opts.MaxBuffered)
 	case p.span() >= span:
@@ -147,7 +147,7 @@ func (c *Consumer) resume(client *kgo.Client) {
 	c.lanes.mu.Lock()
 	defer c.lanes.mu.Unlock()
 	for at, p := range c.partitions {
-		if p.paused && p.buffered <= c.opts.MaxBuffered/2 && p.span() <= int64(c.opts.MaxBuffered)*5 &&
+		if p.paused && p.buffered <= c.opts.MaxBuffered/2 && p.span() <= c.lanes.maxSpan/2 &&
 			(c.lanes.bytes <= c.opts.MaxBufferedBytes/2 || p.buffered == 0) {
 			p.paused = false
 			parts[at.topic] = append(parts[at.topic], at.partition)

@@ -23,6 +23,8 @@ const (
 // handle calls the handlers. Clean, it stops at the first failure; guarded, it isolates failures in savepoints.
 func (p *pass) handle(ctx context.Context) error {
 	switch {
+	case p.spill && p.spilled():
+		return nil
 	case p.guarded && p.route.HandleBatch != nil:
 		return p.bisect(ctx, p.fresh)
 	case p.guarded:
@@ -38,6 +40,23 @@ func (p *pass) handle(ctx context.Context) error {
 		return err
 	}
 	return errGuard
+}
+
+var errSlowKey = errors.New("the key is slow and would have stopped its partition")
+
+// spilled gives the message of a slow key the fate of a held one that is due, before a handler sees it. It reports false for
+// one that has a verdict, or whose key is held already: those need no handler.
+func (p *pass) spilled() bool {
+	run := p.runnable(p.fresh)
+	if len(run) != 1 || run[0].verdict != nil {
+		return false
+	}
+	now := time.Now()
+	p.fates[run[0]] = decision{
+		fate: heldFate, kind: held,
+		failure: newFailure(handlerError{class: ClassSlowKey, err: errSlowKey}, run[0].attempts, run[0].firstFailed, now),
+	}
+	return true
 }
 
 // runnable returns the messages of items whose key is not blocked, and gives the others the fate of their key.
@@ -189,7 +208,10 @@ func (c *Consumer) invoke(ctx context.Context, tx pgx.Tx, rt *route, items []*it
 		return rt.HandleBatch(ctx, tx, msgs)
 	}
 	for _, it := range items {
-		if err := rt.Handle(traced(ctx, &it.msg), tx, it.message()); err != nil {
+		began := time.Now()
+		err := rt.Handle(traced(ctx, &it.msg), tx, it.message())
+		it.took = time.Since(began)
+		if err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 type lanes struct {
 	batchSize int
 	batchWait time.Duration
+	maxSpan   int64 // offsets that the newest message of a partition may be ahead of the oldest unfinished one
 	circuit   *circuit
 
 	mu       sync.Mutex
@@ -41,6 +42,7 @@ type lane struct {
 	queue []*item
 	busy  bool // in a line, in a worker, or waiting for its next try
 	lined bool // in a line
+	slow  bool // its last message took far longer than is usual
 	since time.Time
 	batch *batch    // in a worker
 	until time.Time // waiting for its next try; zero otherwise
@@ -54,12 +56,13 @@ type batch struct {
 	counts  []int   // how many messages of each lane
 	items   []*item // those messages, lane by lane
 	probe   bool
+	spill   bool // the only lane is to be parked
 	started time.Time
 	cancel  context.CancelFunc // set by arm
 }
 
-func newLanes(batchSize int, batchWait time.Duration, c *circuit) *lanes {
-	l := &lanes{batchSize: batchSize, batchWait: batchWait, circuit: c, ready: map[*route]*line{}, batches: map[*batch]struct{}{}}
+func newLanes(batchSize int, batchWait time.Duration, maxSpan int64, c *circuit) *lanes {
+	l := &lanes{batchSize: batchSize, batchWait: batchWait, maxSpan: maxSpan, circuit: c, ready: map[*route]*line{}, batches: map[*batch]struct{}{}}
 	l.changed = sync.NewCond(&l.mu)
 	return l
 }
@@ -144,8 +147,16 @@ func (l *lanes) tryTake(now time.Time) *batch {
 		}
 		return nil
 	}
+	b.spill = !probe && l.spills(b)
 	l.batches[b] = struct{}{}
 	return b
+}
+
+// spills reports whether b is a slow lane that is about to stop its partition: its messages then wait among the held ones,
+// where the drainer works them, and the partition goes on. With no room there it goes on as it is.
+func (l *lanes) spills(b *batch) bool {
+	ln := b.lanes[0]
+	return ln.slow && ln.full == "" && ln.part.span() >= l.maxSpan/2 && b.items[0].track == ln.part.tracked[0]
 }
 
 // oldest returns the line whose first lane waits longest.
@@ -168,11 +179,18 @@ func (l *lanes) oldest() (*route, *line) {
 	return rt, oldest
 }
 
-// assemble takes up to size messages from the front of a line: from each lane those at its head that have this route.
+// assemble takes up to size messages from the front of a line: from each lane those at its head that have this route. A slow
+// lane goes alone, one message at a time: the keys that share its transaction would wait for it.
 func (l *lanes) assemble(rt *route, at *line, size int) *batch {
 	b := &batch{route: rt}
 	for len(at.lanes) > 0 && len(b.items) < size {
 		ln := at.lanes[0]
+		if ln.slow {
+			if len(b.items) > 0 {
+				break
+			}
+			size = 1
+		}
 		at.lanes[0] = nil
 		at.lanes = at.lanes[1:]
 		at.messages -= len(ln.queue)
@@ -201,6 +219,7 @@ func (l *lanes) finish(b *batch, finished func(*item) bool, next func(*item) dec
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.batches, b)
+	l.time(b)
 	i := 0
 	for at, ln := range b.lanes {
 		n := 0
@@ -214,6 +233,27 @@ func (l *lanes) finish(b *batch, finished func(*item) bool, next func(*item) dec
 		l.release(ln, next)
 	}
 	l.changed.Broadcast()
+}
+
+// time notes which lanes of a batch were slow.
+func (l *lanes) time(b *batch) {
+	var all time.Duration
+	timed, i := 0, 0
+	for at, ln := range b.lanes {
+		var longest time.Duration
+		for _, it := range b.items[i : i+b.counts[at]] {
+			if it.took > 0 {
+				timed++
+			}
+			all += it.took
+			longest = max(longest, it.took)
+		}
+		i += b.counts[at]
+		if longest > 0 {
+			ln.slow = b.route.pace.slow(longest)
+		}
+	}
+	b.route.pace.learn(all, timed)
 }
 
 func (l *lanes) settle(it *item) {

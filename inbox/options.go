@@ -92,7 +92,8 @@ type Options struct {
 	MaxPayload, MaxHeaders int
 
 	// MaxBuffered is the most messages of one partition in memory; over it, fetching the partition pauses. A
-	// partition also pauses when its oldest unfinished message is 10 times as many offsets behind. Default 5000.
+	// partition also pauses when its oldest unfinished message is 10 times as many offsets behind; at half of that a slow
+	// key is parked. Default 5000.
 	MaxBuffered int
 
 	// MaxBufferedBytes is the most payload of all partitions in memory. Default 64 MiB.

@@ -49,6 +49,7 @@ type pass struct {
 	route   *route
 	items   []*item
 	guarded bool
+	spill   bool
 	forced  error // the outcome of the only message, known from its failed commit
 
 	fresh   []*item             // not duplicates, not behind a hold

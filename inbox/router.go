@@ -22,6 +22,7 @@ type topicType struct{ topic, typ string }
 type route struct {
 	Route
 	limit batchLimit
+	pace  pace // guarded by the lanes
 }
 
 func newRouter(routes []Route) (*router, error) {

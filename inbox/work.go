@@ -38,7 +38,7 @@ func (c *Consumer) process(ctx context.Context, b *batch) {
 		c.giveBack(b)
 		return
 	}
-	p := &pass{c: c, route: b.route, items: b.items, guarded: b.route.limit.isGuarded()}
+	p := &pass{c: c, route: b.route, items: b.items, guarded: b.route.limit.isGuarded(), spill: b.spill}
 	for reruns := 0; ; {
 		err := p.run(ctx)
 		switch {

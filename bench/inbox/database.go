@@ -64,8 +64,16 @@ func migrate(ctx context.Context, url string) error {
 	return nil
 }
 
-// fill runs a statement about many rows, after which the tables are analysed as autovacuum would.
+// fill runs a statement about many rows, and tidies up.
 func fill(ctx context.Context, pool *pgxpool.Pool, statement string, args ...any) error {
+	if err := fillOn(ctx, pool, statement, args...); err != nil {
+		return err
+	}
+	return tidy(ctx, pool)
+}
+
+// fillOn is fill with more to follow.
+func fillOn(ctx context.Context, pool *pgxpool.Pool, statement string, args ...any) error {
 	if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
 			return err
@@ -75,9 +83,14 @@ func fill(ctx context.Context, pool *pgxpool.Pool, statement string, args ...any
 	}); err != nil {
 		return fmt.Errorf("fill: %w", err)
 	}
-	for _, statement := range []string{`ANALYZE`, `CHECKPOINT`} { // or one would fall into what is measured
+	return nil
+}
+
+// tidy does what autovacuum and the checkpointer would do about a fill, or they would do it while something is measured.
+func tidy(ctx context.Context, pool *pgxpool.Pool) error {
+	for _, statement := range []string{`VACUUM (ANALYZE)`, `CHECKPOINT`} {
 		if _, err := pool.Exec(ctx, statement); err != nil {
-			return err
+			return fmt.Errorf("%s: %w", statement, err)
 		}
 	}
 	return nil
@@ -93,17 +106,17 @@ const slotOf = `(ms / 86400000 % 32)::smallint`
 func fillProcessed(ctx context.Context, pool *pgxpool.Pool, n int) error {
 	const atOnce = 100_000
 	for from := 1; from <= n; from += atOnce {
-		if err := fill(ctx, pool, `
+		if err := fillOn(ctx, pool, `
 			INSERT INTO processed_messages (slot, consumer_group, event_id, payload_hash, state)
 			SELECT `+slotOf+`, 'before', `+idOf+`, decode(md5(n::text), 'hex'), 'done'
 			FROM (
-				SELECT n, (extract(epoch FROM now()) * 1000)::bigint - n % 2400000 * 1000 AS ms
+				SELECT n, (extract(epoch FROM now()) * 1000)::bigint - n::bigint % 2400000 * 1000 AS ms
 				FROM generate_series($1::integer, $2::integer) AS n
 			) AS m`, from, min(n, from+atOnce-1)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return tidy(ctx, pool)
 }
 
 // fillHeld holds n keys, each with one message, until tomorrow.

@@ -116,27 +116,30 @@ func (b *bench) poison(ctx context.Context) ([]table.Row, error) {
 	}{{0, 0}, {1, 0.5}, {5, 0.3}}
 	ours, theirs := make([][]float64, len(shares)), make([][]float64, len(shares))
 	err := b.withInbox(ctx, "poison", func(pool *pgxpool.Pool) error {
-		loads := make([]load, len(shares))
+		loads, short := make([]load, len(shares)), make([]load, len(shares)) // a short one for who works them off one by one
 		for i, s := range shares {
-			var err error
-			if loads[i], err = b.produce(ctx, fmt.Sprint("poison.", s.percent), partitions, b.messages, func(n int) string {
+			poisoned := func(n int) string {
 				if n%100 < s.percent {
 					return fmt.Sprint("poison-", n)
 				}
 				return key(n)
-			}); err != nil {
+			}
+			var err error
+			if loads[i], err = b.produce(ctx, fmt.Sprint("poison.", s.percent), partitions, b.messages, poisoned); err != nil {
+				return err
+			}
+			if short[i], err = b.produce(ctx, fmt.Sprint("poison.short.", s.percent), partitions, b.few, poisoned); err != nil {
 				return err
 			}
 		}
 		for n := range b.rounds {
 			var clean, cleanSerial float64
 			for i, s := range shares {
-				r := run{load: loads[i], batchSize: 100, handle: refusePoison}
-				figure, err := b.consume(ctx, pool, r)
+				figure, err := b.consume(ctx, pool, run{load: loads[i], batchSize: 100, handle: refusePoison})
 				if err != nil {
 					return err
 				}
-				serial, err := b.serial(ctx, pool, r)
+				serial, err := b.serial(ctx, pool, run{load: short[i], batchSize: 100, handle: refusePoison})
 				if err != nil {
 					return err
 				}
