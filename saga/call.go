@@ -8,8 +8,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/orderflow-dev/orderflow/saga/internal/crash"
 )
 
 // Call is one call of a remote step: an action, its query or its compensation.
@@ -48,28 +46,27 @@ func (c *Call) Save(ctx context.Context, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := crash.At(ctx, crash.BeforeCommit, "save "+c.name); err != nil {
-		return err
-	}
-	// The share lock makes a claim and a save exclude each other: an engine that takes the lane after this has
-	// committed reads it, and one that took it before makes it match no row.
-	tag, err := c.pool.Exec(ctx, `
-		WITH held AS (
-			SELECT 1 FROM saga_lanes
-			WHERE lane = $1 AND token = $2 AND rev = $3
-			FOR SHARE
-		)
-		UPDATE saga_journal SET saved = $6
-		WHERE saga_id = $4 AND step = $5 AND NOT undo AND EXISTS (SELECT FROM held)`,
-		c.claim.lane, c.claim.token, c.claim.rev, c.saga, c.step, raw)
-	if err != nil {
-		return fmt.Errorf("save progress of %s: %w", c.ActionKey, err)
-	}
-	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("save progress of %s: %w", c.ActionKey, ErrFenced)
-	}
-	c.saved = raw
-	return crash.At(ctx, crash.AfterCommit, "save "+c.name)
+	return commit(ctx, "save "+c.name, func() error {
+		// The share lock makes a claim and a save exclude each other: an engine that takes the lane after this has
+		// committed reads it, and one that took it before makes it match no row.
+		tag, err := c.pool.Exec(ctx, `
+			WITH held AS (
+				SELECT 1 FROM saga_lanes
+				WHERE lane = $1 AND token = $2 AND rev = $3
+				FOR SHARE
+			)
+			UPDATE saga_journal SET saved = $6
+			WHERE saga_id = $4 AND step = $5 AND NOT undo AND EXISTS (SELECT FROM held)`,
+			c.claim.lane, c.claim.token, c.claim.rev, c.saga, c.step, raw)
+		if err != nil {
+			return fmt.Errorf("save progress of %s: %w", c.ActionKey, err)
+		}
+		if tag.RowsAffected() == 0 {
+			return fmt.Errorf("save progress of %s: %w", c.ActionKey, ErrFenced)
+		}
+		c.saved = raw
+		return nil
+	})
 }
 
 // Saved reads what the step last saved into v, and reports whether there is anything.

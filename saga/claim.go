@@ -196,8 +196,12 @@ func (e *Engine) tasks(ctx context.Context, c *claimed, at time.Time) ([]*task, 
 	if len(crashed) > 0 {
 		// Everything that the engine held may have killed it, and most of it did not: being there makes a suspect, no
 		// more. Only running alone counts on.
-		if _, err := e.pool.Exec(ctx, `
-			UPDATE saga_instances SET crashes = crashes + 1 WHERE id = ANY($1) AND crashes < $2`, crashed, suspectFrom); err != nil {
+		err := commit(ctx, "count crashes", func() error {
+			_, err := e.pool.Exec(ctx, `
+				UPDATE saga_instances SET crashes = crashes + 1 WHERE id = ANY($1) AND crashes < $2`, crashed, suspectFrom)
+			return err
+		})
+		if err != nil {
 			return nil, fmt.Errorf("count crashes: %w", err)
 		}
 	}
@@ -231,7 +235,10 @@ func (e *Engine) newTask(s *state, c claim, at time.Time, crashed bool) *task {
 
 // countRun says that a suspect is about to run, so that its engine's death is its own.
 func (e *Engine) countRun(ctx context.Context, id uuid.UUID, by int) error {
-	_, err := e.pool.Exec(ctx, `UPDATE saga_instances SET crashes = greatest(crashes + $2, 0) WHERE id = $1`, id, by)
+	err := commit(ctx, "count a suspect", func() error {
+		_, err := e.pool.Exec(ctx, `UPDATE saga_instances SET crashes = greatest(crashes + $2, 0) WHERE id = $1`, id, by)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("count the run of a suspect: %w", err)
 	}
@@ -246,12 +253,15 @@ func (e *Engine) giveBack(ctx context.Context, claims []claim, crashed map[strin
 	for i, c := range claims {
 		died[i] = crashed[c.lane]
 	}
-	_, err := e.pool.Exec(ctx, `
-		UPDATE saga_lanes l
-		SET token = CASE WHEN c.died AND l.pending > 0 THEN l.token END,
-			run_at = CASE WHEN l.pending > 0 THEN clock_timestamp() END
-		FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::bool[]) AS c(lane, token, rev, died)
-		WHERE l.lane = c.lane AND l.token = c.token AND l.rev = c.rev`, lanes, tokens, revs, died)
+	err := commit(ctx, "give lanes back", func() error {
+		_, err := e.pool.Exec(ctx, `
+			UPDATE saga_lanes l
+			SET token = CASE WHEN c.died AND l.pending > 0 THEN l.token END,
+				run_at = CASE WHEN l.pending > 0 THEN clock_timestamp() END
+			FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::bool[]) AS c(lane, token, rev, died)
+			WHERE l.lane = c.lane AND l.token = c.token AND l.rev = c.rev`, lanes, tokens, revs, died)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("give lanes back: %w", err)
 	}

@@ -64,6 +64,8 @@ type provider struct {
 	intents map[string]*intent // by key
 	// late holds charges that have been accepted and not carried out yet.
 	late []*intent
+	// overbooked says that no trip can be confirmed. It is the railway's word, kept here with the rest of the world.
+	overbooked bool
 
 	charges, refunds, cancels, calls int
 }
@@ -201,6 +203,12 @@ func (p *provider) balance() int {
 
 // trip is the definition under test: every kind of step, with a seat to hold and money to move.
 func trip(p *provider) *saga.Definition {
+	confirm := func(ctx context.Context, tx pgx.Tx, in *saga.Instance) error {
+		if p.overbooked {
+			return saga.Rejected("overbooked")
+		}
+		return confirm(ctx, tx, in)
+	}
 	return saga.Define("trip", 1,
 		saga.Local("check", func(context.Context, pgx.Tx, *saga.Instance) error { return nil }),
 		saga.LocalBatch("hold seat", hold).UndoBatch(release),
@@ -257,7 +265,8 @@ func paid(ctx context.Context, tx pgx.Tx, in *saga.Instance, result json.RawMess
 func confirm(ctx context.Context, tx pgx.Tx, in *saga.Instance) error {
 	_, err := tx.Exec(ctx, `
 		INSERT INTO trips (saga_id, state) VALUES ($1, 'confirmed')
-		ON CONFLICT (saga_id) DO UPDATE SET state = 'confirmed', at = clock_timestamp()`, in.ID)
+		ON CONFLICT (saga_id) DO UPDATE
+		SET state = CASE trips.state WHEN 'paid' THEN '' ELSE trips.state || ', ' END || 'confirmed', at = clock_timestamp()`, in.ID)
 	return err
 }
 

@@ -90,10 +90,14 @@ func (r *run) lost(ctx context.Context, t *task) {
 	if ev == nil || ev.effect() != effectRecord || t.s.def == nil {
 		return
 	}
-	err := pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
-		return Settle(ctx, tx, t.s.in.ID, t.s.def.steps[ev.step].name, ev.answer)
+	err := commit(ctx, "late success", func() error {
+		return pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+			return Settle(ctx, tx, t.s.in.ID, t.s.def.steps[ev.step].name, ev.answer)
+		})
 	})
-	if err != nil {
+	if errors.Is(err, crash.ErrKilled) {
+		r.kill(err)
+	} else if err != nil {
 		r.log.ErrorContext(ctx, "a late success could not be stored", "saga_id", t.s.in.ID, "step", t.s.in.Step, "error", err)
 	}
 }

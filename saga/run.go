@@ -71,7 +71,11 @@ func (r *run) finish(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lastWrites)
 	defer cancel()
-	if err := r.giveBack(ctx, claims, nil); err != nil {
+	err := r.giveBack(ctx, claims, nil)
+	if errors.Is(err, crash.ErrKilled) {
+		return err
+	}
+	if err != nil {
 		r.log.WarnContext(ctx, "lanes stay leased until their lease ends", "error", err)
 	}
 	return nil
@@ -147,8 +151,12 @@ func (r *run) claimOnce(ctx context.Context, floor time.Time) (int, time.Time, e
 		return 0, floor, err
 	}
 	tasks, err := r.tasks(ctx, c, at)
-	if err != nil {
-		r.unclaim(ctx, c, tasks)
+	if err != nil && !errors.Is(err, crash.ErrKilled) {
+		err = errors.Join(err, r.unclaim(ctx, c, tasks))
+	}
+	if errors.Is(err, crash.ErrKilled) {
+		r.kill(err)
+		return 0, floor, err
 	}
 	r.queue.add(tasks)
 	return len(c.lanes), floor, err
@@ -156,16 +164,14 @@ func (r *run) claimOnce(ctx context.Context, floor time.Time) (int, time.Time, e
 
 // unclaim gives back what was claimed and came to no task. A lane that stays leased is taken for one that an engine died
 // at.
-func (r *run) unclaim(ctx context.Context, c *claimed, tasks []*task) {
+func (r *run) unclaim(ctx context.Context, c *claimed, tasks []*task) error {
 	left := maps.Clone(c.byLane)
 	for _, t := range tasks {
 		delete(left, t.lane)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lastWrites)
 	defer cancel()
-	if err := r.giveBack(ctx, slices.Collect(maps.Values(left)), c.crashed); err != nil {
-		r.log.WarnContext(ctx, "lanes stay leased until their lease ends", "error", err)
-	}
+	return r.giveBack(ctx, slices.Collect(maps.Values(left)), c.crashed)
 }
 
 // keep renews leases that would end while their lanes wait for a worker or a call.
@@ -220,7 +226,9 @@ func (r *run) runGroup(ctx context.Context, tasks []*task) error {
 	}
 	committed, err := r.transact(ctx, tasks)
 	if !committed && !errors.Is(err, crash.ErrKilled) {
-		if err := r.countRun(ctx, id, -1); err != nil {
+		if err := r.countRun(ctx, id, -1); errors.Is(err, crash.ErrKilled) {
+			return err
+		} else if err != nil {
 			r.log.WarnContext(ctx, "a suspect was counted that did nothing", "saga_id", id, "error", err)
 		}
 	}

@@ -8,8 +8,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-
-	"github.com/orderflow-dev/orderflow/saga/internal/crash"
 )
 
 // maxSavepoints keeps a transaction below the 64 subtransactions that Postgres tracks without spilling.
@@ -56,15 +54,15 @@ func (r *run) transact(ctx context.Context, tasks []*task) (committed bool, err 
 	if err := b.flush(ctx); err != nil {
 		return false, err
 	}
-	label := b.label()
-	if err := crash.At(ctx, crash.BeforeCommit, label); err != nil {
-		return false, err
-	}
-	if err := tx.Commit(ctx); err != nil {
-		return false, fmt.Errorf("commit: %w", err)
-	}
-	if err := crash.At(ctx, crash.AfterCommit, label); err != nil {
-		return true, err
+	err = commit(ctx, b.label(), func() error {
+		if err := tx.Commit(ctx); err != nil {
+			return fmt.Errorf("commit: %w", err)
+		}
+		committed = true
+		return nil
+	})
+	if err != nil {
+		return committed, err
 	}
 	b.dispatch(ctx)
 	return true, nil

@@ -1,14 +1,23 @@
 // Package sagatest crashes saga engines at every point where a crash can matter, and lets a test check what is left.
 //
 // A crash is what kill -9 leaves behind: what was committed stays, nothing after the point happens, and the lanes stay
-// leased until the lease ends. The points are before and after each commit of the engine and of [saga.Call.Save], and
-// before and after each call.
+// leased until the lease ends. The points are
+//
+//   - before and after each commit of the engine: the intents of calls, their outcomes together with the local steps behind
+//     them, compensations, the end, the count of engines that died, lanes that are given back, successes that came late;
+//   - before and after each [saga.Call.Save];
+//   - before and after each call: an action, a query, a compensation;
+//   - after each claim. Before it, an engine has changed nothing since the point that it passed last.
+//
+// Longer leases are the only thing that an engine commits without a point: they move no instance.
 package sagatest
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -32,40 +41,84 @@ type World struct {
 	Started func(t testing.TB)
 	// Check is called when the instances are at rest: ended, stuck or in doubt.
 	Check func(t testing.TB)
+	// Points, if there are any, are all that a run without a crash passes, by what they are before or after: "commit claim",
+	// "commit save charge", "call charge", "ask charge", "undo charge". Where the run passes another or passes one no more,
+	// EveryCrash fails and names it, so that a new commit or call comes with a look at what a crash there leaves. A commit is
+	// named for the state and the step that the first instance of its transaction leaves it with: for one name each time,
+	// start one instance.
+	Points []string
 	// Limit bounds one run. Default 1 min.
 	Limit time.Duration
 }
 
-// EveryCrash runs the world that build returns once without a crash, then once for each point it passed, crashing
-// there and starting a new engine, and once more for each point with a second crash soon after the first. Each run has
-// a world of its own. It returns the number of points.
-func EveryCrash(t *testing.T, build func(t testing.TB) *World) int {
+// EveryCrash runs the world that build returns once without a crash, and then three times for each point that it passed:
+// an engine dies there, and a new one goes on; the new one dies soon after as well; the new one dies at the next point of
+// that name as well. Each run has a world of its own. It logs the points, and returns their names in the order in which they
+// were passed.
+func EveryCrash(t *testing.T, build func(t testing.TB) *World) []string {
 	t.Helper()
 	var points []string
 	t.Run("no crash", func(t *testing.T) {
 		w := build(t)
 		points = w.live(t)
 		w.Check(t)
+		w.compare(t, points)
 	})
-	for i, point := range points {
-		t.Run(fmt.Sprintf("%02d %s", i+1, point), func(t *testing.T) {
+	run := func(name string, deaths ...death) {
+		t.Run(name, func(t *testing.T) {
 			w := build(t)
-			w.live(t, i+1)
-			w.Check(t)
-		})
-		t.Run(fmt.Sprintf("%02d %s, and again", i+1, point), func(t *testing.T) {
-			w := build(t)
-			w.live(t, i+1, 1+i%4)
+			w.live(t, deaths...)
 			w.Check(t)
 		})
 	}
-	t.Logf("%d crash points", len(points))
-	return len(points)
+	for i, point := range points {
+		name := fmt.Sprintf("%02d %s", i+1, point)
+		run(name, nth(i+1))
+		run(name+", and soon after", nth(i+1), nth(1+i%4))
+		run(name+", and again", nth(i+1), named(point))
+	}
+	t.Logf("crashed at %d points, at each once, twice, and once more soon after:\n%s", len(points), strings.Join(points, "\n"))
+	return points
 }
 
-// live starts the instances and runs engines until they are at rest. The n-th engine dies at its crashes[n]-th point,
-// the last one runs on. It returns the points of the last one.
-func (w *World) live(t testing.TB, crashes ...int) []string {
+// death says whether an engine dies at the n-th point that it passes.
+type death func(n int, point string) bool
+
+func nth(want int) death { return func(n int, _ string) bool { return n == want } }
+
+func named(want string) death { return func(_ int, point string) bool { return point == want } }
+
+// compare tells what was passed and not expected, and the other way round.
+func (w *World) compare(t testing.TB, passed []string) {
+	t.Helper()
+	if len(w.Points) == 0 {
+		return
+	}
+	var got []string
+	for _, point := range passed {
+		_, what, _ := strings.Cut(point, " ") // before or after
+		if !slices.Contains(got, what) {
+			got = append(got, what)
+		}
+	}
+	for _, what := range got {
+		if !slices.Contains(w.Points, what) {
+			t.Errorf("a crash point that World.Points does not have: %q", what)
+		}
+	}
+	for _, what := range w.Points {
+		if !slices.Contains(got, what) {
+			t.Errorf("a crash point of World.Points that was not passed: %q", what)
+		}
+	}
+	if t.Failed() {
+		t.Logf("points passed: %q", got)
+	}
+}
+
+// live starts the instances and runs engines until they are at rest. The n-th engine dies as deaths[n] says, the last one
+// runs on. It returns the points of the last one.
+func (w *World) live(t testing.TB, deaths ...death) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), orDefault(w.Limit, time.Minute))
 	defer cancel()
@@ -76,13 +129,13 @@ func (w *World) live(t testing.TB, crashes ...int) []string {
 	if w.Started != nil {
 		w.Started(t)
 	}
-	for _, at := range crashes {
-		if _, err := w.engine(ctx, t, at); err != nil && !errors.Is(err, crash.ErrKilled) {
-			t.Fatalf("engine that was to die at point %d: %v", at, err)
+	for _, dies := range deaths {
+		if _, err := w.engine(ctx, t, dies); err != nil && !errors.Is(err, crash.ErrKilled) {
+			t.Fatalf("engine that was to die: %v", err)
 		}
 		Expire(ctx, t, w.Pool)
 	}
-	points, err := w.engine(ctx, t, 0)
+	points, err := w.engine(ctx, t, func(int, string) bool { return false })
 	if err != nil {
 		t.Fatalf("engine: %v", err)
 	}
@@ -97,7 +150,7 @@ func orDefault(d, otherwise time.Duration) time.Duration {
 }
 
 // engine runs one engine until the instances are at rest or it dies.
-func (w *World) engine(ctx context.Context, t testing.TB, dieAt int) ([]string, error) {
+func (w *World) engine(ctx context.Context, t testing.TB, dies death) ([]string, error) {
 	t.Helper()
 	var (
 		mu     sync.Mutex
@@ -111,7 +164,7 @@ func (w *World) engine(ctx context.Context, t testing.TB, dieAt int) ([]string, 
 		mu.Lock()
 		defer mu.Unlock()
 		points = append(points, string(kind)+" "+what)
-		return len(points) == dieAt
+		return dies(len(points), points[len(points)-1])
 	}))
 	defer stop()
 	ended := make(chan error, 1)

@@ -17,8 +17,8 @@ type Kind string
 const (
 	BeforeCommit Kind = "before commit"
 	AfterCommit  Kind = "after commit"
-	BeforeCall   Kind = "before call"
-	AfterCall    Kind = "after call"
+	BeforeCall   Kind = "before"
+	AfterCall    Kind = "after"
 )
 
 // Func is told of each point as it is reached, from several goroutines; true kills.
