@@ -18,7 +18,7 @@ type task struct {
 	ev    *event
 	until time.Time // this process's clock: when the lease may end
 	solo  bool      // runs in a transaction of its own
-	// suspect: engines died at it. It runs while no other suspect does, and is counted before it runs.
+	// suspect: engines died at it. It is on trial while no other suspect is, and counted before it runs or calls.
 	suspect bool
 	tries   int // infrastructure failures in a row
 }
@@ -216,20 +216,18 @@ func (e *Engine) tasks(ctx context.Context, c *claimed, at time.Time) ([]*task, 
 }
 
 func (e *Engine) newTask(s *state, c claim, at time.Time, crashed bool) *task {
-	t := &task{claim: c, s: s, until: at.Add(e.opts.Lease), suspect: s.crashes >= suspectFrom}
-	k := entryKey{s.step, false}
-	en, ok := s.journal[k]
-	if ok && en.answer != nil {
+	t := &task{claim: c, s: s, until: at.Add(e.opts.Lease)}
+	if en, ok := s.journal[entryKey{s.step, false}]; ok && en.answer != nil {
 		t.ev = storedAnswer(s.step, en)
 	}
-	if uk := (entryKey{s.step, true}); s.in.State == Compensating {
-		k, en = uk, s.journal[uk]
-	}
-	// The engine that wrote the intent is gone: this call is lost. Its outcome is unknown, as if it had timed out.
-	if crashed && en.state == EntryIntent {
+	// The engine that called, or asked, is gone. The outcome is unknown, as if the call had timed out. As with
+	// transactions, being there makes a suspect, and only a call made alone counts on.
+	k := s.at()
+	if en := s.journal[k]; crashed && en.state.unknown() && en.lost < suspectFrom {
 		en.lost++
 		s.journal[k] = en
 	}
+	t.suspect = s.suspected()
 	return t
 }
 

@@ -45,8 +45,9 @@ type EngineOptions struct {
 	MaxAttempts int
 	// MaxUndoAttempts is how many failures of one compensation make an instance stuck. Default 20.
 	MaxUndoAttempts int
-	// MaxCrashes is how many engines may die at an instance before it is stuck. After two it runs while no other such
-	// instance does, so that it does not take them down with it for ever. Default 12.
+	// MaxCrashes is how many engines may die at an instance, in a local step or in a call, before it is stuck. Everything
+	// that an engine held when it died may have killed it; after two deaths an instance runs and calls while no other such
+	// instance does, and only what dies then is counted on, so that the others go on. Default 12.
 	MaxCrashes int
 	// Grace is how long Run waits, when its context ends, for calls that are under way. Default 5 s.
 	Grace time.Duration

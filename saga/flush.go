@@ -192,7 +192,10 @@ func (b *batch) dispatch(ctx context.Context) {
 	for _, u := range b.units {
 		t := u.t
 		t.s, t.ev, t.tries = u.s, nil, 0
-		t.suspect = false
+		if t.suspect && !t.s.suspected() {
+			t.suspect = false
+			b.queue.acquit(t)
+		}
 		if u.again {
 			if u.act.remote() {
 				b.queue.waitSlot(t)

@@ -17,7 +17,7 @@ type queue struct {
 	calling  map[*task]bool   // with a call under way, or about to be
 	noSlot   []*task          // wait for a call to end
 	suspects []*task          // run one at a time, the least suspected first
-	onTrial  bool             // one of them runs
+	trial    *task            // the one whose turn it is, until it leaves or has got past where engines died
 	turn     bool             // suspects and others take turns
 	slots    int              // free calls
 	batch    int
@@ -90,6 +90,7 @@ func (q *queue) pushLocked(tasks ...*task) (stale []*task) {
 			continue
 		}
 		if q.dead || q.draining && t.ev == nil || q.held[t.lane] != t {
+			q.acquitLocked(t)
 			continue
 		}
 		if t.suspect {
@@ -160,20 +161,24 @@ func (q *queue) pop() (groupKey, []*task) {
 	return k, tasks
 }
 
-// nextSuspect takes a suspect if none is running.
+// nextSuspect takes the suspect that is on trial, or puts the next one there. A trial lasts over calls and what they said
+// being recorded: only then it is on record that the engine survived them.
 func (q *queue) nextSuspect() *task {
-	if q.onTrial || len(q.suspects) == 0 {
-		return nil
-	}
-	i := 0
-	for j, t := range q.suspects {
-		if t.s.crashes < q.suspects[i].s.crashes {
-			i = j
+	i := slices.Index(q.suspects, q.trial)
+	if q.trial == nil && len(q.suspects) > 0 {
+		i = 0
+		for j, t := range q.suspects {
+			if t.s.deaths() < q.suspects[i].s.deaths() {
+				i = j
+			}
 		}
+	}
+	if i < 0 {
+		return nil
 	}
 	t := q.suspects[i]
 	q.suspects = slices.Delete(q.suspects, i, i+1)
-	q.onTrial = true
+	q.trial = t
 	q.busy++
 	return t
 }
@@ -183,9 +188,6 @@ func (q *queue) ran(suspect bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.busy--
-	if suspect {
-		q.onTrial = false
-	}
 	// What was woken for a free slot may have left without taking it.
 	q.wakeLocked()
 	if q.draining || suspect {
@@ -260,10 +262,12 @@ func (q *queue) wakeLocked() {
 	for woken := 0; woken < q.slots && len(q.noSlot) > 0; {
 		next := q.noSlot[0]
 		q.noSlot = q.noSlot[1:]
-		if q.held[next.lane] == next { // its lane was not lost while it waited
-			q.pushLocked(next)
-			woken++
+		if q.held[next.lane] != next { // its lane was lost while it waited
+			q.acquitLocked(next)
+			continue
 		}
+		q.pushLocked(next)
+		woken++
 	}
 }
 
@@ -272,9 +276,24 @@ func (q *queue) drop(tasks ...*task) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, t := range tasks {
+		q.acquitLocked(t)
 		if q.held[t.lane] == t {
 			delete(q.held, t.lane)
 		}
+	}
+}
+
+// acquit ends the trial of a task that goes on and is no suspect any more.
+func (q *queue) acquit(t *task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.acquitLocked(t)
+}
+
+func (q *queue) acquitLocked(t *task) {
+	if q.trial == t {
+		q.trial = nil
+		q.ready.Broadcast()
 	}
 }
 
@@ -299,7 +318,13 @@ func (q *queue) end(how func()) {
 		}
 		q.groups[k] = outcomes
 	}
-	q.suspects = slices.DeleteFunc(q.suspects, func(t *task) bool { return t.ev == nil || q.dead })
+	q.suspects = slices.DeleteFunc(q.suspects, func(t *task) bool {
+		leaves := t.ev == nil || q.dead
+		if leaves {
+			q.acquitLocked(t)
+		}
+		return leaves
+	})
 	order := q.order[:0:0]
 	for _, k := range q.order {
 		if len(q.groups[k]) > 0 {

@@ -25,6 +25,7 @@ func (r *run) startCall(ctx context.Context, t *task, a act, from entry) {
 		}
 		ev.from = from
 		t.ev = ev
+		t.s.survived()
 		r.metrics.call(ctx, t.s, a, ev)
 		if errors.Is(ev.err, ErrFenced) {
 			r.queue.freeSlot(t)

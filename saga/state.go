@@ -88,6 +88,36 @@ func (s *state) put(step int, undo bool, e entry) {
 
 func (s *state) spec() *step { return s.def.steps[s.step] }
 
+// at is the journal's entry of what the instance does now.
+func (s *state) at() entryKey { return entryKey{s.step, s.in.Failure.Kind != ""} }
+
+// deaths is how many engines are held to have died at what the instance does now, in a transaction or in a call.
+func (s *state) deaths() int { return max(s.crashes, s.journal[s.at()].lost) }
+
+func (s *state) suspected() bool { return s.deaths() >= suspectFrom }
+
+// countCall counts a suspect's call before it is made, so that its engine's death is its own.
+func (s *state) countCall() {
+	k := s.at()
+	e := s.journal[k]
+	if e.lost == 0 {
+		return
+	}
+	if e.lost >= suspectFrom {
+		e.lost++
+	}
+	s.put(k.step, k.undo, e)
+}
+
+// survived lets a suspect off whose call has come back.
+func (s *state) survived() {
+	k := s.at()
+	if e := s.journal[k]; e.lost > suspectFrom {
+		e.lost--
+		s.journal[k] = e
+	}
+}
+
 // moveTo makes step the current one.
 func (s *state) moveTo(step int) {
 	s.step, s.in.Attempt, s.in.Error = step, 0, ""

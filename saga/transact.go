@@ -212,7 +212,7 @@ func (b *batch) advance(ctx context.Context) error {
 func (b *batch) takeEvent(ctx context.Context, u *unit) error {
 	s, ev := u.s, u.t.ev
 	if ev == nil || !ev.fits(s) {
-		if s.crashes >= b.opts.MaxCrashes || s.journal[entryKey{s.step, s.in.Failure.Kind != ""}].lost >= b.opts.MaxCrashes {
+		if s.deaths() >= b.opts.MaxCrashes {
 			s.halt(haltCrashes, "engines died again and again at this step")
 		}
 		return nil
@@ -303,6 +303,7 @@ func (b *batch) leave(u *unit) {
 	if u.act != actAsk {
 		u.from = u.s.intend(u.act == actUndoSend, b.now)
 	}
+	u.s.countCall()
 }
 
 func (b *batch) freeSlots() {
