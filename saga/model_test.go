@@ -21,7 +21,7 @@ import (
 type drawn struct {
 	remote, together bool
 	undo, pivot      bool
-	tries            []string // "ok", "reject", "error", "unknown", "not sent", "panic"; ok when there are no more
+	tries            []string // "ok", "reject", "error", "unknown", "late", "not sent", "panic"; ok when there are no more
 	undoFails        int
 }
 
@@ -79,18 +79,30 @@ type participants struct {
 	steps []drawn
 	tries []int
 	undos []int
-	calls []string
+	calls []string // keys of those whose effect stands
+	known []string // keys of all that were ever carried out
+	late  []int    // steps whose call is under way still
+}
+
+// carryOut does what a call asks for, once per key. p.mu is held.
+func (p *participants) carryOut(key string) {
+	if !slices.Contains(p.known, key) {
+		p.known, p.calls = append(p.known, key), append(p.calls, key)
+	}
 }
 
 func (p *participants) next(i int) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.tries[i]
-	p.tries[i]++
-	if n < len(p.steps[i].tries) {
-		return p.steps[i].tries[n]
+	if n >= len(p.steps[i].tries) {
+		return "ok"
 	}
-	return "ok"
+	what := p.steps[i].tries[n]
+	if what != "reject" { // a no is for good, also for an engine that did not hear the first one
+		p.tries[i]++
+	}
+	return what
 }
 
 func (p *participants) failUndo(i int) bool {
@@ -136,13 +148,14 @@ func (p *participants) localUndo(i int) saga.LocalFunc {
 func (p *participants) call(i int) saga.RemoteFunc {
 	return func(_ context.Context, _ *saga.Instance, call *saga.Call) (any, error) {
 		what := p.next(i)
-		if what == "ok" || what == "unknown but done" {
-			p.mu.Lock()
-			if !slices.Contains(p.calls, call.Key) {
-				p.calls = append(p.calls, call.Key)
-			}
-			p.mu.Unlock()
+		p.mu.Lock()
+		switch what {
+		case "ok", "unknown but done":
+			p.carryOut(call.Key)
+		case "late":
+			p.late = append(p.late, i)
 		}
+		p.mu.Unlock()
 		switch what {
 		case "reject":
 			return nil, saga.Rejected("drawn")
