@@ -41,6 +41,27 @@
 // Nothing notifies from inside a business transaction: NOTIFY serialises commits. Whoever starts a saga in the engine's
 // process calls [Engine.Kick] after its commit; the ground is a poll of 2 to 100 ms.
 //
+// # What is measured
+//
+// With [EngineOptions.Meter], by definition and step where that makes sense:
+//
+//	saga_live            gauge: instances that have not ended, by state
+//	saga_oldest          gauge, s: age since its last change of the oldest instance in_doubt and stuck, by state
+//	saga_overdue         gauge: lanes that should have run more than a minute ago
+//	saga_steps           local steps run, by kind (do, undo, end) and outcome (succeeded, rejected, stuck, failed)
+//	saga_step_duration   histogram, s: the same; a batch counts once
+//	saga_call_duration   histogram, s: calls, by kind (do, query, undo) and outcome, of which a do has unknown and
+//	                     not_sent besides, and a query never_existed and not_yet
+//	saga_compensations   tries of compensations, local and remote, by outcome: one that failed is tried again
+//	saga_finished        instances that ended, by state and failure
+//	saga_reruns          instances whose transaction failed for the database's reasons
+//	saga_fenced          lanes lost to another engine or to an operator
+//
+// The gauges are the database's, and every engine shows the same: take the highest. deploy/alerts/saga.yml has alerts on
+// them for Prometheus, where counters end in _total and times in _seconds.
+//
+// # Connections
+//
 // The engine needs five to seven connections: one for each worker, one to look for work, one to count what is live every
 // few seconds, and those of calls that save progress.
 package saga

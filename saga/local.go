@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -39,10 +40,12 @@ func (b *batch) runLocal(ctx context.Context, units []*unit) error {
 		if u.act == actEnd && u.s.ended {
 			do = func(context.Context, pgx.Tx, *Instance) error { return nil }
 		}
+		began := time.Now()
 		failure, err := b.isolated(ctx, u, do)
 		if err != nil {
 			return err
 		}
+		b.metrics.took(ctx, u.s, u.act, failure, time.Since(began))
 		b.outcome(ctx, u, failure)
 	}
 	return nil
@@ -72,6 +75,7 @@ func (b *batch) runTogether(ctx context.Context, units []*unit, all LocalBatchFu
 		ins[i] = &in
 	}
 	var errs []error
+	began := time.Now()
 	failure, err := b.savepoint(ctx, func(tx pgx.Tx) (err error) {
 		if errs, err = all(ctx, tx, ins); err != nil {
 			return err
@@ -90,9 +94,11 @@ func (b *batch) runTogether(ctx context.Context, units []*unit, all LocalBatchFu
 		}
 		return nil
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
+	}
+	b.metrics.took(ctx, units[0].s, units[0].act, failure, time.Since(began))
+	switch {
 	case failure != nil && len(units) > 1:
 		for _, u := range units {
 			u.again, u.t.solo = true, true

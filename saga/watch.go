@@ -33,10 +33,6 @@ func (e *Engine) watch(ctx context.Context) {
 }
 
 // observe registers the gauges. All engines of a database show the same figures: take the highest, not the sum.
-//
-//	saga_live       instances that have not ended, by state
-//	saga_oldest     age since its last change of the oldest instance that needs a person, by state in_doubt and stuck; s
-//	saga_overdue    lanes that should have run more than a minute ago
 func observe(meter metric.Meter, seen *atomic.Pointer[Status]) (metric.Registration, error) {
 	live, err := meter.Int64ObservableGauge("saga_live", metric.WithDescription("Instances that have not ended, by state."))
 	if err != nil {
