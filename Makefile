@@ -8,7 +8,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 # The compose plugin where Docker has it; elsewhere it is built from its module.
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,$(BIN)/docker-compose)
 
-.PHONY: help dev kafka build test test-history test-order test-servers test-kafka test-compose lint bench bench-outbox bench-inbox up down logs fmt clean
+.PHONY: help dev kafka build test test-history test-order test-alerts test-servers test-kafka test-compose lint bench bench-outbox bench-inbox up down logs fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,6 +41,10 @@ test-order: SEEDS = 100
 test-order: ## Prove the inbox in SEEDS random rounds: each effect once and in order; SEED=n repeats one
 	$(GO) -C inbox test -timeout 15m -run TestOrderHolds \
 		-inbox.seeds=$(SEEDS) $(if $(SEED),-inbox.seed=$(SEED))
+
+test-alerts: ## Check the alert rules and what they fire at; needs promtool, of Debian's package prometheus
+	promtool check rules deploy/alerts/saga.yml
+	promtool test rules deploy/alerts/saga_test.yml
 
 test-servers: ## Run the outbox with a pooler, replicas and dumps; needs Debian's packages postgresql and pgbouncer
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -count=1 -tags servers -timeout 10m ./outbox
