@@ -8,7 +8,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 # The compose plugin where Docker has it; elsewhere it is built from its module.
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,$(BIN)/docker-compose)
 
-.PHONY: help dev kafka build test test-history test-order test-alerts test-servers test-kafka test-compose lint bench bench-outbox bench-inbox up down logs fmt clean
+.PHONY: help dev kafka build test test-history test-order test-servers test-kafka test-compose lint bench bench-outbox bench-inbox up down logs fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,6 +42,7 @@ test-order: ## Prove the inbox in SEEDS random rounds: each effect once and in o
 	$(GO) -C inbox test -timeout 15m -run TestOrderHolds \
 		-inbox.seeds=$(SEEDS) $(if $(SEED),-inbox.seed=$(SEED))
 
+.PHONY: test-alerts
 test-alerts: ## Check the alert rules and what they fire at; needs promtool, of Debian's package prometheus
 	promtool check rules deploy/alerts/saga.yml
 	promtool test rules deploy/alerts/saga_test.yml
