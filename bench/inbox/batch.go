@@ -31,8 +31,8 @@ func (b *bench) batches(ctx context.Context) ([]table.Row, error) {
 		if err != nil {
 			return err
 		}
-		for n := range b.rounds {
-			figure, err := b.server.Pgbench(ctx, b.server.URL("batch"), "bench/inbox/transaction.pgbench.sql", workers, b.pgbench)
+		for n := range b.Rounds {
+			figure, err := b.Server.Pgbench(ctx, b.Server.URL("batch"), "bench/inbox/transaction.pgbench.sql", workers, b.pgbench)
 			if err != nil {
 				return err
 			}
@@ -69,9 +69,9 @@ func (b *bench) batches(ctx context.Context) ([]table.Row, error) {
 		{Name: "pgbench: a dedup row and an effect in a transaction (tps)", Value: table.Median(tps), Format: "%.0f"},
 		{Name: "batch 1: dedup and one insert for each message (msg/s)", Value: table.Median(one), Format: "%.0f"},
 		perSec("batch 100: the same (msg/s)", hundred, quick),
-		ratio("batch 100 ÷ batch 1", ratios, 15),
+		table.Ratio("batch 100 ÷ batch 1", ratios, 15),
 		perSec("batch 100, a handler of batches inserts at once (msg/s)", set, quick),
-		ratio("batch 100 by a handler of batches ÷ batch 1", setRatios, 15),
+		table.Ratio("batch 100 by a handler of batches ÷ batch 1", setRatios, 15),
 		perSec("replay of what was consumed: all duplicates (msg/s)", replays, quick),
 	}
 	if !quick {
@@ -88,12 +88,6 @@ func perSec(name string, values []float64, aimed bool) table.Row {
 	return row
 }
 
-// ratio is a row that aims at no less than least.
-func ratio(name string, values []float64, least float64) table.Row {
-	median := table.Median(values)
-	return table.Row{Name: name, Value: median, Format: "%.2f", Aim: fmt.Sprint("≥ ", least), Met: median >= least}
-}
-
 // sharedRows measures a handler of batches that counts sales on a thousand rows that all keys share.
 func (b *bench) sharedRows(ctx context.Context) ([]table.Row, error) {
 	var one, hundred, ratios []float64
@@ -102,7 +96,7 @@ func (b *bench) sharedRows(ctx context.Context) ([]table.Row, error) {
 		if err != nil {
 			return err
 		}
-		for n := range b.rounds {
+		for n := range b.Rounds {
 			single, err := b.consume(ctx, pool, run{load: few, batchSize: 1, handleAll: sell})
 			if err != nil {
 				return err
@@ -122,7 +116,7 @@ func (b *bench) sharedRows(ctx context.Context) ([]table.Row, error) {
 	return []table.Row{
 		{Name: "1,000 shared rows, batch 1 (msg/s)", Value: table.Median(one), Format: "%.0f"},
 		{Name: "1,000 shared rows, batch 100 (msg/s)", Value: table.Median(hundred), Format: "%.0f"},
-		ratio("1,000 shared rows, batch 100 ÷ batch 1", ratios, 7),
+		table.Ratio("1,000 shared rows, batch 100 ÷ batch 1", ratios, 7),
 	}, nil
 }
 

@@ -1,19 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/orderflow-dev/orderflow/bench/internal/legs"
 )
 
 const (
@@ -31,38 +28,11 @@ func broker(ctx context.Context, _ []string) error {
 		return fmt.Errorf("start the broker: %w", err)
 	}
 	defer cluster.Close()
-	if err := json.NewEncoder(os.Stdout).Encode(cluster.ListenAddrs()); err != nil {
+	if err := legs.Say(cluster.ListenAddrs()); err != nil {
 		return err
 	}
 	<-ctx.Done()
 	return nil
-}
-
-// startBroker starts the broker's process. The caller ends it with stop.
-func (b *bench) startBroker(ctx context.Context) (stop func(), err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, self, brokerCommand)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the broker: %w", err)
-	}
-	stop = func() {
-		_ = cmd.Process.Kill() // it keeps nothing
-		_ = cmd.Wait()         // it was killed
-	}
-	line, err := bufio.NewReader(out).ReadBytes('\n')
-	if err = errors.Join(err, json.Unmarshal(line, &b.brokers)); err != nil {
-		stop()
-		return nil, fmt.Errorf("read the broker's addresses: %w", err)
-	}
-	return stop, nil
 }
 
 // load is the records of a topic.

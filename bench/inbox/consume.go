@@ -75,8 +75,8 @@ func (b *bench) until(ctx context.Context, group string, l load, consume func(co
 }
 
 func (b *bench) newGroup() string {
-	b.runs++
-	return fmt.Sprint("bench-", b.runs)
+	b.groups++
+	return fmt.Sprint("bench-", b.groups)
 }
 
 // forget has a group begin at the beginning again. Its inbox remembers.

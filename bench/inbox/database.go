@@ -7,28 +7,19 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
 
+	"github.com/orderflow-dev/orderflow/bench/internal/pgserver"
 	"github.com/orderflow-dev/orderflow/inbox"
 	"github.com/orderflow-dev/orderflow/outbox"
 )
 
 // withInbox makes a database with an inbox and tables for effects, hands a pool to use, and removes it.
 func (b *bench) withInbox(ctx context.Context, name string, use func(pool *pgxpool.Pool) error) error {
-	url, err := b.server.Create(ctx, name)
-	if err != nil {
-		return err
-	}
-	err = b.withPool(ctx, url, use)
-	if dropErr := b.server.Drop(ctx, name); err == nil {
-		err = dropErr
-	}
-	return err
+	return b.Server.Within(ctx, name, func(url string) error { return withPool(ctx, url, use) })
 }
 
-func (b *bench) withPool(ctx context.Context, url string, use func(pool *pgxpool.Pool) error) error {
-	if err := migrate(ctx, url); err != nil {
+func withPool(ctx context.Context, url string, use func(pool *pgxpool.Pool) error) error {
+	if err := pgserver.Migrate(ctx, url, map[string]fs.FS{"outbox_migrations": outbox.Migrations(), "inbox_migrations": inbox.Migrations()}); err != nil {
 		return err
 	}
 	pool, err := pgxpool.New(ctx, fmt.Sprintf("%s&pool_max_conns=%d", url, workers+6))
@@ -45,31 +36,12 @@ func (b *bench) withPool(ctx context.Context, url string, use func(pool *pgxpool
 	return use(pool)
 }
 
-func migrate(ctx context.Context, url string) error {
-	config, err := pgx.ParseConfig(url)
-	if err != nil {
-		return err
-	}
-	db := stdlib.OpenDB(*config)
-	defer db.Close()
-	for name, files := range map[string]fs.FS{"outbox_migrations": outbox.Migrations(), "inbox_migrations": inbox.Migrations()} {
-		tables, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName(name))
-		if err != nil {
-			return err
-		}
-		if _, err := tables.Up(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fill runs a statement about many rows, and tidies up.
+// fill runs a statement about many rows, and lets Postgres settle.
 func fill(ctx context.Context, pool *pgxpool.Pool, statement string, args ...any) error {
 	if err := fillOn(ctx, pool, statement, args...); err != nil {
 		return err
 	}
-	return tidy(ctx, pool)
+	return pgserver.Settle(ctx, pool)
 }
 
 // fillOn is fill with more to follow.
@@ -82,16 +54,6 @@ func fillOn(ctx context.Context, pool *pgxpool.Pool, statement string, args ...a
 		return err
 	}); err != nil {
 		return fmt.Errorf("fill: %w", err)
-	}
-	return nil
-}
-
-// tidy does what autovacuum and the checkpointer would do about a fill, or they would do it while something is measured.
-func tidy(ctx context.Context, pool *pgxpool.Pool) error {
-	for _, statement := range []string{`VACUUM (ANALYZE)`, `CHECKPOINT`} {
-		if _, err := pool.Exec(ctx, statement); err != nil {
-			return fmt.Errorf("%s: %w", statement, err)
-		}
 	}
 	return nil
 }
@@ -116,7 +78,7 @@ func fillProcessed(ctx context.Context, pool *pgxpool.Pool, n int) error {
 			return err
 		}
 	}
-	return tidy(ctx, pool)
+	return pgserver.Settle(ctx, pool)
 }
 
 // fillHeld holds n keys, each with one message, until tomorrow.

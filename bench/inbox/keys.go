@@ -24,7 +24,7 @@ func (b *bench) slowKey(ctx context.Context) ([]table.Row, error) {
 		if err != nil {
 			return err
 		}
-		for n := range b.rounds {
+		for n := range b.Rounds {
 			full, err := b.others(ctx, pool, l, "", b.consume)
 			if err != nil {
 				return err
@@ -47,7 +47,7 @@ func (b *bench) slowKey(ctx context.Context) ([]table.Row, error) {
 	}
 	return []table.Row{
 		{Name: "one slow key of 1,000 in a partition: the others (msg/s)", Value: table.Median(rate), Format: "%.0f"},
-		ratio("one slow key of 1,000: the others ÷ without it", ours, 0.9),
+		table.Ratio("one slow key of 1,000: the others ÷ without it", ours, 0.9),
 		{Name: "the same in a consumer that works a partition in its order", Value: table.Median(theirs), Format: "%.2f"},
 	}, nil
 }
@@ -81,7 +81,7 @@ func (b *bench) heldKeys(ctx context.Context) ([]table.Row, error) {
 		if err != nil {
 			return err
 		}
-		for n := range b.rounds {
+		for n := range b.Rounds {
 			none, err := b.consume(ctx, pool, run{load: l, batchSize: 100, handle: insert})
 			if err != nil {
 				return err
@@ -132,7 +132,7 @@ func (b *bench) poison(ctx context.Context) ([]table.Row, error) {
 				return err
 			}
 		}
-		for n := range b.rounds {
+		for n := range b.Rounds {
 			var clean, cleanSerial float64
 			for i, s := range shares {
 				figure, err := b.consume(ctx, pool, run{load: loads[i], batchSize: 100, handle: refusePoison})
@@ -158,7 +158,7 @@ func (b *bench) poison(ctx context.Context) ([]table.Row, error) {
 	var rows []table.Row
 	for i, s := range shares[1:] {
 		rows = append(rows,
-			ratio(fmt.Sprintf("%d %% poison ÷ clean", s.percent), ours[i+1], s.least),
+			table.Ratio(fmt.Sprintf("%d %% poison ÷ clean", s.percent), ours[i+1], s.least),
 			table.Row{Name: fmt.Sprintf("%d %% poison ÷ clean, failed batches one by one", s.percent), Value: table.Median(theirs[i+1]), Format: "%.2f"})
 	}
 	return rows, nil

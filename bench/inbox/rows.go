@@ -27,7 +27,7 @@ func (b *bench) processedRows(ctx context.Context) ([]table.Row, error) {
 			if err := fillProcessed(ctx, filled, b.rows); err != nil {
 				return err
 			}
-			for n := range b.rounds {
+			for n := range b.Rounds {
 				without, err := b.consume(ctx, empty, run{load: l, batchSize: 100, handle: insert})
 				if err != nil {
 					return err
@@ -55,7 +55,7 @@ func (b *bench) processedRows(ctx context.Context) ([]table.Row, error) {
 func (b *bench) reclaim(ctx context.Context) ([]table.Row, error) {
 	var took, calm, waited []float64
 	err := b.withInbox(ctx, "reclaim", func(pool *pgxpool.Pool) error {
-		for n := range b.rounds {
+		for n := range b.Rounds {
 			if err := fillDay(ctx, pool, b.day); err != nil {
 				return err
 			}

@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/pressly/goose/v3"
 
+	"github.com/orderflow-dev/orderflow/bench/internal/pgserver"
 	"github.com/orderflow-dev/orderflow/outbox"
 )
 
@@ -19,18 +19,17 @@ const (
 
 // withOutbox makes a database with an outbox, hands its URL to use, and removes it.
 func (b *bench) withOutbox(ctx context.Context, name string, use func(url string) error) error {
-	url, err := b.server.Create(ctx, name)
-	if err != nil {
-		return err
-	}
-	err = migrate(ctx, url)
-	if err == nil {
-		err = use(url)
-	}
-	if dropErr := b.server.Drop(ctx, name); err == nil {
-		err = dropErr
-	}
-	return err
+	return b.Server.Within(ctx, name, func(url string) error {
+		if err := execute(ctx, url, `CREATE SCHEMA `+schema,
+			`CREATE TABLE `+schema+`.orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text)`); err != nil {
+			return err
+		}
+		sets := map[string]fs.FS{"outbox_migrations": outbox.Migrations()}
+		if err := pgserver.Migrate(ctx, url+"&search_path="+schema, sets); err != nil {
+			return err
+		}
+		return use(url)
+	})
 }
 
 // withBacklog is withOutbox with a backlog.
@@ -41,26 +40,6 @@ func (b *bench) withBacklog(ctx context.Context, name string, use func(url strin
 		}
 		return use(url)
 	})
-}
-
-func migrate(ctx context.Context, url string) error {
-	config, err := pgx.ParseConfig(url)
-	if err != nil {
-		return err
-	}
-	if err := execute(ctx, url, `CREATE SCHEMA `+schema,
-		`CREATE TABLE `+schema+`.orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text)`); err != nil {
-		return err
-	}
-	config.RuntimeParams["search_path"] = schema
-	db := stdlib.OpenDB(*config)
-	defer db.Close()
-	tables, err := goose.NewProvider(goose.DialectPostgres, db, outbox.Migrations())
-	if err != nil {
-		return err
-	}
-	_, err = tables.Up(ctx)
-	return err
 }
 
 // execute runs statements on a connection of their own.

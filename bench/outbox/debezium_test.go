@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/orderflow-dev/orderflow/bench/internal/legs"
 	"github.com/orderflow-dev/orderflow/bench/internal/pgserver"
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 	"github.com/orderflow-dev/orderflow/outbox"
@@ -38,7 +39,7 @@ func TestDebeziumPublishesWhatARelayDoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(worker.stop)
-	b := &bench{server: server}
+	b := &bench{Setting: legs.Setting{Server: server}}
 	if err := b.withOutbox(ctx, "shop", func(url string) error {
 		if err := worker.prepare(ctx, url); err != nil {
 			return err

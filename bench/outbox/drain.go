@@ -58,7 +58,7 @@ func (b *bench) drainTo(ctx context.Context, a answers, url string, theirs *forw
 	brokers := sink.ListenAddrs()
 	name := "drain, broker answers " + a.when
 	var speeds, hostile, worse, watermill, ratios []float64
-	for n := range b.rounds {
+	for n := range b.Rounds {
 		ours, err := b.runRelay(ctx, url, fmt.Sprintf("%s %d", a.when, n), brokers)
 		if err != nil {
 			return nil, err
@@ -105,7 +105,7 @@ type forwarder struct {
 }
 
 func (b *bench) buildForwarder(ctx context.Context) (string, error) {
-	program := filepath.Join(b.server.Dir, "forwarder")
+	program := filepath.Join(b.Server.Dir, "forwarder")
 	build := exec.CommandContext(ctx, "go", "build", "-o", program, ".")
 	build.Dir = "bench/watermill"
 	if out, err := build.CombinedOutput(); err != nil {
@@ -116,7 +116,7 @@ func (b *bench) buildForwarder(ctx context.Context) (string, error) {
 
 func (b *bench) withForwarder(ctx context.Context, program string, use func(*forwarder) error) error {
 	const database = "watermill"
-	url, err := b.server.Create(ctx, database)
+	url, err := b.Server.Create(ctx, database)
 	if err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (b *bench) withForwarder(ctx context.Context, program string, use func(*for
 	if err := use(&forwarder{program, url, b.watermill, b.backlog}); err != nil {
 		return err
 	}
-	return b.server.Drop(ctx, database)
+	return b.Server.Drop(ctx, database)
 }
 
 // drain publishes from the beginning of the backlog for a while.

@@ -16,7 +16,7 @@ import (
 
 // withKafka starts a broker of Apache Kafka and hands it to use.
 func (b *bench) withKafka(ctx context.Context, use func(*apache) error) error {
-	cluster, err := localkafka.Start(ctx, localkafka.Options{DataDir: filepath.Join(b.server.Dir, "kafka"), HeapMB: 1024, Optimize: true})
+	cluster, err := localkafka.Start(ctx, localkafka.Options{DataDir: filepath.Join(b.Server.Dir, "kafka"), HeapMB: 1024, Optimize: true})
 	if err != nil {
 		return err
 	}
@@ -89,7 +89,7 @@ func (a *apache) watched(ctx context.Context, want int) (drained, error) {
 // kafka measures how fast a backlog goes to Apache Kafka, with a relay and with Kafka Connect.
 func (b *bench) kafka(ctx context.Context) (rows []table.Row, err error) {
 	err = b.withKafka(ctx, func(broker *apache) error {
-		worker, err := startDebezium(ctx, filepath.Join(b.server.Dir, "connect"), broker.addrs)
+		worker, err := startDebezium(ctx, filepath.Join(b.Server.Dir, "connect"), broker.addrs)
 		if err != nil {
 			return err
 		}
@@ -104,7 +104,7 @@ func (b *bench) kafka(ctx context.Context) (rows []table.Row, err error) {
 
 func (b *bench) drainToKafka(ctx context.Context, broker *apache, worker *debezium, url string) ([]table.Row, error) {
 	var ours, theirs, ratios []float64
-	for n := range b.rounds {
+	for n := range b.Rounds {
 		our, err := b.kafkaRelay(ctx, broker, url, n)
 		if err != nil {
 			return nil, err

@@ -27,7 +27,7 @@ func (b *bench) latencies(ctx context.Context) (rows []table.Row, err error) {
 		for _, rate := range b.rates {
 			calm, hostile := &times{}, &times{}
 			var worse []float64
-			for n := range b.rounds {
+			for n := range b.Rounds {
 				if err := b.latency(ctx, broker, rate, false, calm); err != nil {
 					return err
 				}

@@ -35,7 +35,7 @@ func (b *bench) polled(ctx context.Context) (rows []table.Row, err error) {
 				return err
 			}
 			var medians []float64
-			for range b.rounds {
+			for range b.Rounds {
 				median, err := pollTime(ctx, conn, b.polls)
 				if err != nil {
 					return err

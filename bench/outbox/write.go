@@ -41,7 +41,7 @@ func (b *bench) writes(ctx context.Context) ([]table.Row, error) {
 		defer pool.Close()
 		// Short turns of each kind, so that what disturbs the machine disturbs both.
 		const turns = 4
-		for n := range b.rounds {
+		for n := range b.Rounds {
 			var committed [2]int64
 			for turn := range 2 * turns {
 				count, err := writeFor(ctx, pool, clients, b.writeFor/turns, kinds[turn%2])

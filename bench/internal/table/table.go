@@ -28,6 +28,12 @@ func (r Row) String() string {
 	return strings.TrimRight(fmt.Sprintf("%-64s %12s   %-16s %s", r.Name, fmt.Sprintf(r.Format, r.Value), r.Aim, verdict), " ")
 }
 
+// Ratio is a row of the median of values, which aims at no less than least.
+func Ratio(name string, values []float64, least float64) Row {
+	median := Median(values)
+	return Row{Name: name, Value: median, Format: "%.2f", Aim: fmt.Sprint("≥ ", least), Met: median >= least}
+}
+
 // Print prints rows under a heading.
 func Print(rows []Row) {
 	fmt.Printf("\n%-64s %12s   %s\n", "leg", "measured", "aim")
