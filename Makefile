@@ -8,7 +8,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 # The compose plugin where Docker has it; elsewhere it is built from its module.
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,$(BIN)/docker-compose)
 
-.PHONY: help dev kafka build test test-history test-order test-servers test-kafka test-compose lint bench bench-outbox bench-inbox up down logs fmt clean
+.PHONY: help dev kafka build test test-history test-order test-servers test-kafka test-compose lint bench bench-outbox bench-inbox bench-saga up down logs fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -65,6 +65,9 @@ bench-outbox: ## Measure package outbox beside Watermill and Debezium; the latte
 
 bench-inbox: ## Measure package inbox beside the consumers that are usually written; ARGS="-legs batch,poison"
 	$(GO) run ./bench/inbox $(ARGS)
+
+bench-saga: ## Measure package saga beside pgbench and one instance per transaction; ARGS="-legs local,order"
+	$(GO) run ./bench/saga $(ARGS)
 
 up: compose ## Run the system in containers: needs a Docker engine
 	@deploy/compose/up $(COMPOSE)
