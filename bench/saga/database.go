@@ -81,9 +81,18 @@ func inLane(lane, definition string) saga.NewInstance {
 	return saga.NewInstance{ID: uuid.Must(uuid.NewV7()), Lane: lane, Definition: definition, Version: 1}
 }
 
-// clearSagas forgets all instances, and what is in the tables beside.
-func clearSagas(ctx context.Context, pool *pgxpool.Pool, beside string) error {
-	_, err := pool.Exec(ctx, `TRUNCATE saga_lanes, saga_instances, saga_journal, `+beside+` CASCADE`)
+// fresh forgets all sagas, and what is in the tables beside, and has fill write new ones. The checkpoint comes before that: as in
+// life, most of what an engine changes was written a moment ago, and its pages are in the log already.
+func fresh(ctx context.Context, pool *pgxpool.Pool, beside string, fill func() error) error {
+	for _, statement := range []string{`TRUNCATE saga_lanes, saga_instances, saga_journal, ` + beside + ` CASCADE`, `CHECKPOINT`} {
+		if _, err := pool.Exec(ctx, statement); err != nil {
+			return err
+		}
+	}
+	if err := fill(); err != nil {
+		return err
+	}
+	_, err := pool.Exec(ctx, `ANALYZE`) // as autovacuum would
 	return err
 }
 

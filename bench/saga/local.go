@@ -8,7 +8,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/orderflow-dev/orderflow/bench/internal/pgserver"
 	"github.com/orderflow-dev/orderflow/bench/internal/table"
 	"github.com/orderflow-dev/orderflow/saga"
 )
@@ -73,13 +72,9 @@ func aimedAt(name string, values []float64, least, tps float64) table.Row {
 
 // carry has an engine carry n instances, each in a lane of its own, to their end, and returns how many it did in a second.
 func carry(ctx context.Context, pool *pgxpool.Pool, n int, opts saga.EngineOptions, def *saga.Definition) (float64, error) {
-	if err := clearSagas(ctx, pool, `effects`); err != nil {
-		return 0, err
-	}
-	if err := start(ctx, pool, n, func(i int) saga.NewInstance { return inLane(fmt.Sprint("user-", i), def.Name()) }); err != nil {
-		return 0, err
-	}
-	if err := pgserver.Settle(ctx, pool); err != nil {
+	if err := fresh(ctx, pool, `effects`, func() error {
+		return start(ctx, pool, n, func(i int) saga.NewInstance { return inLane(fmt.Sprint("user-", i), def.Name()) })
+	}); err != nil {
 		return 0, err
 	}
 	if err := whileRunning(ctx, pool, opts, []*saga.Definition{def}, func(*saga.Engine) error { return untilEnded(ctx, pool) }); err != nil {

@@ -12,7 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/orderflow-dev/orderflow/bench/internal/legs"
-	"github.com/orderflow-dev/orderflow/bench/internal/pgserver"
 	"github.com/orderflow-dev/orderflow/bench/internal/table"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 	"github.com/orderflow-dev/orderflow/internal/order"
@@ -149,13 +148,9 @@ func (s *shop) stock(ctx context.Context) error {
 // carry has the order service carry n orders, each of one product and of a user of its own, to their end, and returns how many
 // it did in a second. The sagas are there before the service starts, so neither the api nor the topics are measured.
 func (s *shop) carry(ctx context.Context, n int, product func(i int) int) (float64, error) {
-	if err := clearSagas(ctx, s.owner, `orders, order_items, order_history, reservations, payments`); err != nil {
-		return 0, err
-	}
-	if err := s.place(ctx, n, product); err != nil {
-		return 0, err
-	}
-	if err := pgserver.Settle(ctx, s.owner); err != nil {
+	if err := fresh(ctx, s.owner, `orders, order_items, order_history, reservations, payments`, func() error {
+		return s.place(ctx, n, product)
+	}); err != nil {
 		return 0, err
 	}
 	var running bool

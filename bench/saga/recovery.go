@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/orderflow-dev/orderflow/bench/internal/legs"
-	"github.com/orderflow-dev/orderflow/bench/internal/pgserver"
 	"github.com/orderflow-dev/orderflow/bench/internal/table"
 	"github.com/orderflow-dev/orderflow/saga"
 )
@@ -45,16 +44,12 @@ func (b *bench) recovery(ctx context.Context) ([]table.Row, error) {
 // kill lets an engine take instances into a call that does not return, kills it, and has another one end them. It returns the
 // longest time from the end of a lane's lease to the end of its instance, and from the first such end to the last, in seconds.
 func (b *bench) kill(ctx context.Context, pool *pgxpool.Pool) (longest, took float64, err error) {
-	if err := clearSagas(ctx, pool, `effects`); err != nil {
+	if err := fresh(ctx, pool, `effects`, func() error {
+		return start(ctx, pool, b.running, func(i int) saga.NewInstance { return inLane(fmt.Sprint("user-", i), "call") })
+	}); err != nil {
 		return 0, 0, err
 	}
 	if _, err := pool.Exec(ctx, `DROP TABLE IF EXISTS leases`); err != nil {
-		return 0, 0, err
-	}
-	if err := start(ctx, pool, b.running, func(i int) saga.NewInstance { return inLane(fmt.Sprint("user-", i), "call") }); err != nil {
-		return 0, 0, err
-	}
-	if err := pgserver.Settle(ctx, pool); err != nil {
 		return 0, 0, err
 	}
 	var running bool
