@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/services/order"
 )
 
@@ -52,14 +53,19 @@ func reconcilePayments(cmd *cobra.Command, _ []string) error {
 	if !since.Before(until) {
 		return usage("such as --since 24h --until 5m", "--until must be after --since")
 	}
-	provider := stringFlag(cmd, "payment-url")
-	if provider == "" {
+	at := stringFlag(cmd, "payment-url")
+	if at == "" {
 		ready, err := running(cmd, "--payment-url URL and --database-url URL")
 		if err != nil {
 			return err
 		}
-		provider = ready.Sandbox
+		at = ready.Sandbox
 	}
+	provider, err := providers.Open(providers.Config{URL: at})
+	if err != nil {
+		return err
+	}
+	defer provider.Close()
 	pool, err := openOwner(cmd)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orderflow-dev/orderflow/internal/config"
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/services/api"
 	"github.com/orderflow-dev/orderflow/services/email"
 	"github.com/orderflow-dev/orderflow/services/order"
@@ -155,10 +156,11 @@ func newOrder() *cobra.Command {
 				return err
 			}
 			cfg := order.Config{
-				DatabaseURL: n.databases["database-url"], Brokers: n.brokers, PaymentURL: stringFlag(cmd, "payment-url"), OpsAddr: stringFlag(cmd, "ops-addr"),
+				DatabaseURL: n.databases["database-url"], Brokers: n.brokers, OpsAddr: stringFlag(cmd, "ops-addr"),
+				Payment: providers.Config{URL: stringFlag(cmd, "payment-url")},
 			}
 			var check config.Check
-			check.URL("payment-url", cfg.PaymentURL, "http", "https")
+			check.URL("payment-url", cfg.Payment.URL, "http", "https")
 			return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
 				cfg.Wait = wait
 				return order.Run(ctx, log, cfg)

@@ -3,14 +3,14 @@ package order
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/orderflow-dev/orderflow/internal/payment"
 	"github.com/orderflow-dev/orderflow/saga"
 )
 
@@ -19,8 +19,8 @@ const giveUpAfter = 3
 
 // payments is the step "charge payment": its call, its query, its compensation and what they leave in table payments.
 type payments struct {
-	gateway *gateway
-	pool    *pgxpool.Pool
+	provider payment.Provider
+	pool     *pgxpool.Pool
 }
 
 // progress is what a charge stores before it goes on. The intent's id is stored before the intent is confirmed, so whoever
@@ -47,11 +47,11 @@ func (p *payments) charge(ctx context.Context, in *saga.Instance, call *saga.Cal
 		return nil, err
 	}
 	if done.IntentID == "" {
-		created, err := p.gateway.create(ctx, call.Key, want)
+		created, err := p.provider.Create(ctx, call.Key, want)
 		if err != nil {
 			return nil, p.failed(ctx, in, call, "", err)
 		}
-		if err := created.matches(want); err != nil {
+		if err := matches(created, want); err != nil {
 			return nil, err
 		}
 		done.IntentID = created.ID
@@ -59,14 +59,14 @@ func (p *payments) charge(ctx context.Context, in *saga.Instance, call *saga.Cal
 			return nil, err
 		}
 	}
-	confirmed, err := p.gateway.confirm(ctx, call.Key+":confirm", done.IntentID)
+	confirmed, err := p.provider.Confirm(ctx, call.Key+":confirm", done.IntentID)
 	if err != nil {
 		return nil, p.failed(ctx, in, call, done.IntentID, err)
 	}
-	if err := confirmed.matches(want); err != nil {
+	if err := matches(confirmed, want); err != nil {
 		return nil, err
 	}
-	if confirmed.Status != intentSucceeded {
+	if confirmed.Status != payment.Succeeded {
 		return nil, fmt.Errorf("payment intent %s is %s after its confirm", done.IntentID, confirmed.Status)
 	}
 	return charged{done.IntentID, call.Key}, nil
@@ -75,26 +75,22 @@ func (p *payments) charge(ctx context.Context, in *saga.Instance, call *saga.Cal
 // failed decides what a failed request of a charge means for the saga. Only what the provider says for good is a no: a 500,
 // or silence, may have charged.
 func (p *payments) failed(ctx context.Context, in *saga.Instance, call *saga.Call, intentID string, err error) error {
-	if neverSent(err) {
+	if payment.NeverSent(err) {
 		return saga.NotSent(err)
 	}
-	r, ok := errors.AsType[*refusal](err)
-	switch {
-	case !ok:
-		return err
-	case r.Code == "idempotency_key_reused": // one order with two amounts: no retry can answer that
+	switch kind := payment.RefusedAs(err); {
+	case kind == payment.KeyReused: // one order with two amounts: no retry can answer that
 		return saga.Stuck(err)
-	case r.Code == "intent_canceled":
-		return p.refuse(ctx, in, call, payment{intentID: intentID, status: "cancelled", reason: reasonNoAnswer})
-	case r.status == http.StatusPaymentRequired,
-		intentID == "" && (r.status == http.StatusBadRequest || r.status == http.StatusUnprocessableEntity):
-		return p.refuse(ctx, in, call, payment{intentID: intentID, status: "declined", reason: reasonDeclined})
+	case kind == payment.IntentCanceled:
+		return p.refuse(ctx, in, call, fate{intentID: intentID, status: "cancelled", reason: reasonNoAnswer})
+	case kind == payment.PaymentDeclined, kind == payment.Invalid && intentID == "":
+		return p.refuse(ctx, in, call, fate{intentID: intentID, status: "declined", reason: reasonDeclined})
 	}
 	return err
 }
 
 // refuse notes the provider's no and returns it as the step's.
-func (p *payments) refuse(ctx context.Context, in *saga.Instance, call *saga.Call, final payment) error {
+func (p *payments) refuse(ctx context.Context, in *saga.Instance, call *saga.Call, final fate) error {
 	if err := p.note(ctx, p.pool, in, call.Key, final); err != nil {
 		return err
 	}
@@ -113,30 +109,30 @@ func (p *payments) find(ctx context.Context, in *saga.Instance, call *saga.Call)
 	} else if !known {
 		return saga.NeverExisted(), nil // an intent nobody has the id of may exist, but nobody can have confirmed it
 	}
-	got, ok, err := p.gateway.byID(ctx, done.IntentID)
+	got, ok, err := p.provider.ByID(ctx, done.IntentID)
 	if err != nil {
 		return saga.Answer{}, err
 	}
 	if !ok {
 		return saga.NotYet(), nil // the look-up is behind: the provider gave us this id
 	}
-	if err := got.matches(want); err != nil {
+	if err := matches(got, want); err != nil {
 		return saga.Answer{}, err
 	}
-	final := payment{intentID: got.ID, status: "cancelled", reason: reasonNoAnswer}
+	final := fate{intentID: got.ID, status: "cancelled", reason: reasonNoAnswer}
 	switch got.Status {
-	case intentSucceeded:
+	case payment.Succeeded:
 		return saga.FoundSucceeded(charged{got.ID, call.Key}), nil
-	case intentDeclined:
+	case payment.Declined:
 		final.status, final.reason = "declined", reasonDeclined
-	case intentCanceled:
+	case payment.Canceled:
 	default:
 		done.Unanswered++
 		if done.Unanswered < giveUpAfter {
 			return saga.NotYet(), call.Save(ctx, done)
 		}
 		// Not charged so far proves nothing about a confirm that is still on its way. Cancelled does.
-		cancelled, err := p.gateway.cancel(ctx, got.ID)
+		cancelled, err := p.provider.Cancel(ctx, got.ID)
 		if err != nil {
 			return saga.Answer{}, err
 		}
@@ -154,7 +150,7 @@ func (p *payments) undo(ctx context.Context, in *saga.Instance, call *saga.Call)
 		return err
 	}
 	if done.IntentID == "" {
-		found, ok, err := p.gateway.byKey(ctx, call.ActionKey)
+		found, ok, err := p.provider.ByKey(ctx, call.ActionKey)
 		if err != nil {
 			return err
 		}
@@ -163,18 +159,18 @@ func (p *payments) undo(ctx context.Context, in *saga.Instance, call *saga.Call)
 		}
 		done.IntentID = found.ID
 	}
-	cancelled, err := p.gateway.cancel(ctx, done.IntentID)
+	cancelled, err := p.provider.Cancel(ctx, done.IntentID)
 	if err != nil {
 		return err
 	}
 	if cancelled {
-		return p.note(ctx, p.pool, in, call.ActionKey, payment{intentID: done.IntentID, status: "cancelled"})
+		return p.note(ctx, p.pool, in, call.ActionKey, fate{intentID: done.IntentID, status: "cancelled"})
 	}
-	refundID, err := p.gateway.refund(ctx, call.Key, done.IntentID)
+	refundID, err := p.provider.Refund(ctx, call.Key, done.IntentID)
 	if err != nil {
 		return err
 	}
-	return p.note(ctx, p.pool, in, call.ActionKey, payment{intentID: done.IntentID, status: "refunded", refundID: refundID})
+	return p.note(ctx, p.pool, in, call.ActionKey, fate{intentID: done.IntentID, status: "refunded", refundID: refundID})
 }
 
 // record notes a charge in the transaction that journals it.
@@ -183,11 +179,11 @@ func (p *payments) record(ctx context.Context, tx pgx.Tx, in *saga.Instance, res
 	if err := json.Unmarshal(result, &c); err != nil {
 		return saga.Stuck(fmt.Errorf("decode the charge of order %s: %w", in.ID, err))
 	}
-	return p.note(ctx, tx, in, c.Key, payment{intentID: c.IntentID, status: "charged"})
+	return p.note(ctx, tx, in, c.Key, fate{intentID: c.IntentID, status: "charged"})
 }
 
-// payment is what became of an order's payment. Status and reason are those of table payments.
-type payment struct {
+// fate is what became of an order's payment. Status and reason are those of table payments.
+type fate struct {
 	intentID, status, refundID, reason string
 }
 
@@ -198,39 +194,43 @@ type execer interface {
 
 // note keeps table payments in step. Every caller notes what the provider has said for good, so noting it twice, or by an
 // engine that has lost its lane since, changes nothing.
-func (p *payments) note(ctx context.Context, db execer, in *saga.Instance, key string, now payment) error {
+func (p *payments) note(ctx context.Context, db execer, in *saga.Instance, key string, now fate) error {
 	want, err := wanted(in)
 	if err != nil {
 		return err
 	}
-	_, err = db.Exec(ctx, `
+	return noteFate(ctx, db, in.ID, want, key, now)
+}
+
+func noteFate(ctx context.Context, db execer, orderID uuid.UUID, want payment.Intent, key string, now fate) error {
+	_, err := db.Exec(ctx, `
 		INSERT INTO payments (order_id, intent_id, idempotency_key, amount, currency, status, refund_id, reason)
 		VALUES ($1, nullif($2, ''), $3, $4, $5, $6, nullif($7, ''), $8)
 		ON CONFLICT (order_id) DO UPDATE
 		SET intent_id = coalesce(excluded.intent_id, payments.intent_id), status = excluded.status,
 			refund_id = excluded.refund_id, reason = excluded.reason, updated_at = clock_timestamp()
 		WHERE payments.status IN ('pending', 'charged')`,
-		in.ID, now.intentID, key, want.Amount, want.Currency, now.status, now.refundID, now.reason)
+		orderID, now.intentID, key, want.Amount, want.Currency, now.status, now.refundID, now.reason)
 	if err != nil {
-		return fmt.Errorf("note that the payment of order %s is %s: %w", in.ID, now.status, err)
+		return fmt.Errorf("note that the payment of order %s is %s: %w", orderID, now.status, err)
 	}
 	return nil
 }
 
 // wanted is the intent that an order asks for.
-func wanted(in *saga.Instance) (intent, error) {
+func wanted(in *saga.Instance) (payment.Intent, error) {
 	var o placed
 	if err := in.Decode(&o); err != nil {
-		return intent{}, err
+		return payment.Intent{}, err
 	}
-	return intent{Amount: o.Total, Currency: o.Currency, PaymentMethod: o.PaymentMethod, Reference: in.ID.String()}, nil
+	return payment.Intent{Amount: o.Total, Currency: o.Currency, Method: o.PaymentMethod, Reference: in.ID.String()}, nil
 }
 
 // matches refuses an intent that is not about this order's money: charging it would be worse than stopping.
-func (i intent) matches(want intent) error {
-	if i.ID == "" || i.Amount != want.Amount || i.Currency != want.Currency || i.Reference != want.Reference {
+func matches(got, want payment.Intent) error {
+	if got.ID == "" || got.Amount != want.Amount || got.Currency != want.Currency || got.Reference != want.Reference {
 		return saga.Stuck(fmt.Errorf("payment intent %q is over %d %s for %q, want %d %s for %q",
-			i.ID, i.Amount, i.Currency, i.Reference, want.Amount, want.Currency, want.Reference))
+			got.ID, got.Amount, got.Currency, got.Reference, want.Amount, want.Currency, want.Reference))
 	}
 	return nil
 }

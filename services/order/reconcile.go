@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/orderflow-dev/orderflow/internal/order"
+	"github.com/orderflow-dev/orderflow/internal/payment"
 )
 
 // Difference is a payment that the provider and the orders do not tell the same of. Here and There say what each tells. Saga is
@@ -33,14 +34,9 @@ type Reconciliation struct {
 // Reconcile compares the provider's payment intents that were created in [since, until) with the orders they are about, and the
 // payments of that time with the provider's. It changes nothing. What is under way while it looks can show as a difference:
 // until should be some minutes ago.
-func Reconcile(ctx context.Context, db order.DB, providerURL string, since, until time.Time) (Reconciliation, error) {
-	gateway, err := newGateway(providerURL)
-	if err != nil {
-		return Reconciliation{}, err
-	}
-	defer gateway.close()
+func Reconcile(ctx context.Context, db order.DB, provider payment.Provider, since, until time.Time) (Reconciliation, error) {
 	r := reconciler{
-		gateway: gateway, db: db, listed: map[string]bool{}, paying: map[uuid.UUID]string{},
+		provider: provider, db: db, listed: map[string]bool{}, paying: map[uuid.UUID]string{},
 		found: Reconciliation{Since: since, Until: until, Differences: []Difference{}},
 	}
 	for after := ""; ; {
@@ -60,18 +56,18 @@ func Reconcile(ctx context.Context, db order.DB, providerURL string, since, unti
 }
 
 type reconciler struct {
-	gateway *gateway
-	db      order.DB
-	listed  map[string]bool      // intents that the provider has listed
-	paying  map[uuid.UUID]string // by order: the intent that is charged and not refunded
-	found   Reconciliation
+	provider payment.Provider
+	db       order.DB
+	listed   map[string]bool      // intents that the provider has listed
+	paying   map[uuid.UUID]string // by order: the intent that is charged and not refunded
+	found    Reconciliation
 }
 
 // page gives each request to the provider its own time.
-func (r *reconciler) page(ctx context.Context, since, until time.Time, after string) ([]intent, string, error) {
+func (r *reconciler) page(ctx context.Context, since, until time.Time, after string) ([]payment.Intent, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*callTimeout)
 	defer cancel()
-	return r.gateway.list(ctx, since, until, after)
+	return r.provider.List(ctx, since, until, after)
 }
 
 // account is what the orders know of one payment.
@@ -91,7 +87,7 @@ const selectAccounts = `
 	LEFT JOIN saga_instances s ON s.id = o.id`
 
 // theirs compares a page of the provider's list.
-func (r *reconciler) theirs(ctx context.Context, intents []intent) error {
+func (r *reconciler) theirs(ctx context.Context, intents []payment.Intent) error {
 	var ids []uuid.UUID
 	for _, in := range intents {
 		if id, err := uuid.Parse(in.Reference); err == nil {
@@ -116,13 +112,13 @@ func (r *reconciler) theirs(ctx context.Context, intents []intent) error {
 	return nil
 }
 
-func (r *reconciler) compare(in intent, a account, known bool) {
-	there := in.Status
+func (r *reconciler) compare(in payment.Intent, a account, known bool) {
+	there := string(in.Status)
 	if in.Refund != "" {
 		there = "refunded"
 	}
 	there = fmt.Sprintf("%s, %d %s", there, in.Amount, in.Currency)
-	moved := in.Status == intentSucceeded
+	moved := in.Status == payment.Succeeded
 	if !known {
 		if moved {
 			r.add(in.Reference, in.ID, "money without an order", "no such order", there, "")
@@ -180,7 +176,7 @@ func (r *reconciler) lookUp(ctx context.Context, a account) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	in, ok, err := r.gateway.byID(ctx, a.IntentID)
+	in, ok, err := r.provider.ByID(ctx, a.IntentID)
 	switch {
 	case err != nil:
 		return err

@@ -10,6 +10,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/payment"
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 )
 
 // post asks the provider for something, past the order service.
@@ -45,6 +47,17 @@ func (w *world) charge(t *testing.T, reference string, amount int64) string {
 	return id
 }
 
+// provider returns a client of the payment provider at base.
+func provider(t testing.TB, base string) payment.Provider {
+	t.Helper()
+	p, err := providers.Open(providers.Config{URL: base})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
 func (w *world) exec(t *testing.T, sql string, args ...any) {
 	t.Helper()
 	if _, err := w.DB.Pool.Exec(t.Context(), sql, args...); err != nil {
@@ -54,7 +67,7 @@ func (w *world) exec(t *testing.T, sql string, args ...any) {
 
 func (w *world) reconcile(t *testing.T, since, until time.Time) Reconciliation {
 	t.Helper()
-	r, err := Reconcile(t.Context(), w.pool, w.sandbox, since, until)
+	r, err := Reconcile(t.Context(), w.pool, provider(t, w.sandbox), since, until)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +155,7 @@ func TestReconcileFindsWhatDiffers(t *testing.T) {
 func TestReconcileSaysWhenTheProviderDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	s := newShop(t, map[string]int64{"pen": 1})
-	if _, err := Reconcile(t.Context(), s.pool, "http://127.0.0.1:1", time.Now().Add(-time.Hour), time.Now()); err == nil {
+	if _, err := Reconcile(t.Context(), s.pool, provider(t, "http://127.0.0.1:1"), time.Now().Add(-time.Hour), time.Now()); err == nil {
 		t.Error("Reconcile without a provider = nil, want an error")
 	}
 }

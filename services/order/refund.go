@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -13,6 +12,7 @@ import (
 	"github.com/orderflow-dev/orderflow/inbox"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/order"
+	"github.com/orderflow-dev/orderflow/internal/payment"
 	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/orderflow-dev/orderflow/saga"
 )
@@ -76,21 +76,17 @@ func (p *payments) payBack(ctx context.Context, in *saga.Instance, call *saga.Ca
 	if err := in.Decode(&r); err != nil {
 		return nil, err
 	}
-	id, err := p.gateway.refund(ctx, call.Key, r.IntentID)
+	id, err := p.provider.Refund(ctx, call.Key, r.IntentID)
 	if err == nil {
 		return paidBack{id}, nil
 	}
-	if neverSent(err) {
+	if payment.NeverSent(err) {
 		return nil, saga.NotSent(err)
 	}
-	answer, ok := errors.AsType[*refusal](err)
-	switch {
-	case !ok:
-		return nil, err
-	case answer.Code == "idempotency_key_reused":
+	switch payment.RefusedAs(err) {
+	case payment.KeyReused:
 		return nil, saga.Stuck(err)
-	case answer.status == http.StatusBadRequest, answer.status == http.StatusPaymentRequired,
-		answer.status == http.StatusNotFound, answer.status == http.StatusUnprocessableEntity:
+	case payment.Invalid, payment.PaymentDeclined, payment.NotFound:
 		return nil, saga.Rejected(err.Error())
 	}
 	return nil, err
@@ -102,12 +98,12 @@ func (p *payments) findRefund(ctx context.Context, in *saga.Instance, _ *saga.Ca
 	if err := in.Decode(&r); err != nil {
 		return saga.Answer{}, err
 	}
-	got, ok, err := p.gateway.byID(ctx, r.IntentID)
+	got, ok, err := p.provider.ByID(ctx, r.IntentID)
 	if err != nil || !ok || got.Refund == "" {
 		return saga.NotYet(), err
 	}
-	want := intent{Amount: r.Total, Currency: r.Currency, Reference: r.OrderID.String()}
-	return saga.FoundSucceeded(paidBack{got.Refund}), got.matches(want)
+	want := payment.Intent{Amount: r.Total, Currency: r.Currency, Reference: r.OrderID.String()}
+	return saga.FoundSucceeded(paidBack{got.Refund}), matches(got, want)
 }
 
 // recordRefund notes a refund in the transaction that journals it.

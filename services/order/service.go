@@ -1,7 +1,6 @@
 package order
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -14,6 +13,7 @@ import (
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
 	"github.com/orderflow-dev/orderflow/internal/kafka"
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
 	"github.com/orderflow-dev/orderflow/internal/telemetry"
 	"github.com/orderflow-dev/orderflow/saga"
@@ -25,8 +25,8 @@ type Config struct {
 	DatabaseURL string
 	// Brokers are Kafka's addresses, host:port.
 	Brokers []string
-	// PaymentURL is the payment provider's base URL. Default http://127.0.0.1:8090, the sandbox.
-	PaymentURL string
+	// Payment says which payment provider, and how it is reached. Default the sandbox at http://127.0.0.1:8090.
+	Payment providers.Config
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
 	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
@@ -40,11 +40,11 @@ type Config struct {
 // no Kafka or missing topics within Config.Wait, or at once topics with another number of partitions. Once it runs, outages
 // are waited out.
 func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
-	gateway, err := newGateway(cmp.Or(cfg.PaymentURL, "http://127.0.0.1:8090"))
+	provider, err := providers.Open(cfg.Payment)
 	if err != nil {
 		return err
 	}
-	defer gateway.close()
+	defer provider.Close()
 	patience := await.New(log, cfg.Wait)
 	pool, err := postgres.Open(ctx, cfg.DatabaseURL, postgres.Options{
 		ApplicationName: event.GroupOrder,
@@ -63,7 +63,7 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tel.Close(context.WithoutCancel(ctx))) }()
-	p := &payments{gateway, pool}
+	p := &payments{provider, pool}
 	engine, err := saga.NewEngine(pool, []*saga.Definition{definition(p), refundDefinition(p)}, saga.EngineOptions{
 		Log:   log,
 		Meter: tel.Meter,

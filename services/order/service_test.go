@@ -24,6 +24,7 @@ import (
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 	"github.com/orderflow-dev/orderflow/internal/order"
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/orderflow-dev/orderflow/services/sandbox"
 )
@@ -52,7 +53,7 @@ func newWorld(t testing.TB, stock map[string]int64, between func(w *world, next 
 	}
 	background(t, func(ctx context.Context) error {
 		return Run(ctx, slog.New(slog.DiscardHandler), Config{
-			DatabaseURL: w.RoleURL("orders"), Brokers: w.broker.Addrs, PaymentURL: provider,
+			DatabaseURL: w.RoleURL("orders"), Brokers: w.broker.Addrs, Payment: providers.Config{URL: provider},
 		})
 	})
 	return w

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/migrations"
 	"github.com/orderflow-dev/orderflow/services/api"
 	"github.com/orderflow-dev/orderflow/services/email"
@@ -121,7 +122,7 @@ func (s *system) startServices(ctx context.Context, owner string, brokers []stri
 	group.Go(func() error {
 		return s.service(ctx, "order", layerConsumer, "reads orders, runs their sagas", func(ctx context.Context, ops string) error {
 			return order.Run(ctx, s.logOf("order"), order.Config{
-				DatabaseURL: urls["orders"], Brokers: brokers, PaymentURL: s.ready.Sandbox, OpsAddr: ops, AfterCommit: kick.of("orders"),
+				DatabaseURL: urls["orders"], Brokers: brokers, Payment: providers.Config{URL: s.ready.Sandbox}, OpsAddr: ops, AfterCommit: kick.of("orders"),
 			})
 		})
 	})

@@ -1,4 +1,4 @@
-package order
+package sandboxpay
 
 import (
 	"context"
@@ -10,27 +10,29 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/orderflow-dev/orderflow/internal/payment"
 )
 
 // provider starts a payment provider that does what handle says.
-func provider(t testing.TB, handle http.HandlerFunc) *gateway {
+func provider(t testing.TB, handle http.HandlerFunc) *Client {
 	t.Helper()
 	server := httptest.NewServer(handle)
 	t.Cleanup(server.Close)
-	return openGateway(t, server.URL)
+	return openAt(t, server.URL)
 }
 
-func openGateway(t testing.TB, base string) *gateway {
+func openAt(t testing.TB, base string) *Client {
 	t.Helper()
-	g, err := newGateway(base)
+	g, err := New(base)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.close)
+	t.Cleanup(g.Close)
 	return g
 }
 
-func TestGatewayRefusesAnswersThatAreNone(t *testing.T) {
+func TestClientRefusesAnswersThatAreNone(t *testing.T) {
 	t.Parallel()
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		t.Error("a redirect was followed")
@@ -58,15 +60,15 @@ func TestGatewayRefusesAnswersThatAreNone(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			g := provider(t, tt.handle)
-			_, err := g.confirm(t.Context(), "key", "pi_1")
-			if err == nil || neverSent(err) {
+			_, err := g.Confirm(t.Context(), "key", "pi_1")
+			if err == nil || payment.NeverSent(err) {
 				t.Errorf("confirm = %v, want an error that leaves the outcome unknown", err)
 			}
 		})
 	}
 }
 
-func TestGatewayGivesUpWhenTheCallersTimeIsOver(t *testing.T) {
+func TestClientGivesUpWhenTheCallersTimeIsOver(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	g := provider(t, func(w http.ResponseWriter, r *http.Request) {
@@ -78,13 +80,13 @@ func TestGatewayGivesUpWhenTheCallersTimeIsOver(t *testing.T) {
 	t.Cleanup(func() { close(release) })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err := g.confirm(ctx, "key", "pi_1")
-	if !errors.Is(err, context.DeadlineExceeded) || neverSent(err) {
+	_, err := g.Confirm(ctx, "key", "pi_1")
+	if !errors.Is(err, context.DeadlineExceeded) || payment.NeverSent(err) {
 		t.Errorf("confirm at a silent provider = %v, want a deadline that leaves the outcome unknown", err)
 	}
 }
 
-func TestGatewaySendsEachRequestOnce(t *testing.T) {
+func TestClientSendsEachRequestOnce(t *testing.T) {
 	t.Parallel()
 	var requests atomic.Int32
 	g := provider(t, func(w http.ResponseWriter, r *http.Request) {
@@ -95,10 +97,10 @@ func TestGatewaySendsEachRequestOnce(t *testing.T) {
 		requests.Add(1)
 		panic(http.ErrAbortHandler)
 	})
-	if _, _, err := g.byID(t.Context(), "pi_1"); err != nil {
+	if _, _, err := g.ByID(t.Context(), "pi_1"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.confirm(t.Context(), "key", "pi_1"); err == nil {
+	if _, err := g.Confirm(t.Context(), "key", "pi_1"); err == nil {
 		t.Error("confirm whose answer was lost = nil, want an error")
 	}
 	if got := requests.Load(); got != 1 {
@@ -116,13 +118,13 @@ func TestNeverSentIsSaidOnlyWhenItIsCertain(t *testing.T) {
 	if err := ln.Close(); err != nil {
 		t.Fatal(err)
 	}
-	g := openGateway(t, "http://"+nobody)
-	if _, err := g.confirm(t.Context(), "key", "pi_1"); !neverSent(err) {
-		t.Errorf("neverSent(%v) = false, want true: nobody listens", err)
+	g := openAt(t, "http://"+nobody)
+	if _, err := g.Confirm(t.Context(), "key", "pi_1"); !payment.NeverSent(err) {
+		t.Errorf("payment.NeverSent(%v) = false, want true: nobody listens", err)
 	}
 	lost := provider(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
-	if _, err := lost.confirm(t.Context(), "key", "pi_1"); neverSent(err) {
-		t.Errorf("neverSent(%v) = true, want false: the request arrived", err)
+	if _, err := lost.Confirm(t.Context(), "key", "pi_1"); payment.NeverSent(err) {
+		t.Errorf("payment.NeverSent(%v) = true, want false: the request arrived", err)
 	}
 }
 
@@ -155,7 +157,7 @@ func TestACancelThatIsRefusedMeansChargedOnlyWhenTheIntentSaysSo(t *testing.T) {
 					_, _ = w.Write([]byte(tt.lookUp))
 				}
 			})
-			cancelled, err := g.cancel(t.Context(), "pi_1")
+			cancelled, err := g.Cancel(t.Context(), "pi_1")
 			if cancelled || (err == nil) != tt.ok {
 				t.Errorf("cancel = %v, %v, want false and an error: %v", cancelled, err, !tt.ok)
 			}
@@ -172,39 +174,18 @@ func TestAProviderThatFailsEveryoneIsLeftAlone(t *testing.T) {
 	})
 	var last error
 	for range 200 {
-		_, last = g.confirm(t.Context(), "key", "pi_1")
+		_, last = g.Confirm(t.Context(), "key", "pi_1")
 	}
-	if !neverSent(last) || requests.Load() >= 200 {
+	if !payment.NeverSent(last) || requests.Load() >= 200 {
 		t.Errorf("after %d of 200 requests confirm = %v, want the circuit to open", requests.Load(), last)
 	}
 }
 
-func TestAnIntentOverOtherMoneyStopsTheSaga(t *testing.T) {
-	t.Parallel()
-	want := intent{Amount: 1000, Currency: "EUR", Reference: "order"}
-	tests := []struct {
-		name string
-		got  intent
-		ok   bool
-	}{
-		{"the same is charged", intent{ID: "pi_1", Amount: 1000, Currency: "EUR", Reference: "order"}, true},
-		{"another amount", intent{ID: "pi_1", Amount: 100000, Currency: "EUR", Reference: "order"}, false},
-		{"another currency", intent{ID: "pi_1", Amount: 1000, Currency: "JPY", Reference: "order"}, false},
-		{"another order", intent{ID: "pi_1", Amount: 1000, Currency: "EUR", Reference: "other"}, false},
-		{"no id", intent{Amount: 1000, Currency: "EUR", Reference: "order"}, false},
-	}
-	for _, tt := range tests {
-		if err := tt.got.matches(want); (err == nil) != tt.ok {
-			t.Errorf("%s: (%+v).matches(%+v) = %v", tt.name, tt.got, want, err)
-		}
-	}
-}
-
-func TestNewGatewayRefusesAnythingButAnHTTPAddress(t *testing.T) {
+func TestNewRefusesAnythingButAnHTTPAddress(t *testing.T) {
 	t.Parallel()
 	for _, base := range []string{"", "localhost:8090", "ftp://localhost", "http://", "http://user:secret@", "://"} {
-		if _, err := newGateway(base); err == nil || strings.Contains(err.Error(), "secret") {
-			t.Errorf("newGateway(%q) = %v, want an error without the password", base, err)
+		if _, err := New(base); err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("New(%q) = %v, want an error without the password", base, err)
 		}
 	}
 }
@@ -212,8 +193,8 @@ func TestNewGatewayRefusesAnythingButAnHTTPAddress(t *testing.T) {
 func TestAWrongProviderURLKeepsItsPasswordToItself(t *testing.T) {
 	t.Parallel()
 	for _, base := range []string{"http://shop:hunter2@pay\x7fments", "http://shop:hunter2/x@payments", "shop:hunter2@payments", "ftp://shop:hunter2@payments"} {
-		if _, err := newGateway(base); err == nil || strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("newGateway(%q) = %v, want an error without the password", base, err)
+		if _, err := New(base); err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("New(%q) = %v, want an error without the password", base, err)
 		}
 	}
 }
