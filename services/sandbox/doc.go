@@ -32,6 +32,17 @@
 //	pm_lost_answer  charges and drops the connection; a repeat under the same key is told the answer
 //	pm_error_once   500 and no charge; the next confirm charges
 //
+// # Webhooks
+//
+// With a [Config.WebhookURL], that URL is sent a POST for each charge, decline, cancel and refund:
+//
+//	Webhook-Signature: t=1767323045,v1=<hex HMAC-SHA256 over "<t>.<body>" under Config.WebhookSecret>
+//	{"id": "evt_…", "type": "payment_intent.succeeded", "created": 1767323045, "data": {"object": <the intent, as GET shows it>}}
+//
+// The other types are payment_intent.payment_failed, payment_intent.canceled and refund.created. An event is sent at least
+// once: again and again, with growing pauses, until the answer is 2xx, also after a restart, always under the same id and
+// with the same body. Events may overtake each other. An event that happens while no URL is set is never sent.
+//
 // # Mail
 //
 //	GET /v1/mail[?to=&message_id=&order_id=]      what was accepted, in order, as a JSON array

@@ -29,6 +29,8 @@ const (
 	kindIntent  = "intent"  // an intent was created
 	kindDecline = "decline" // a confirm was declined
 	kindError   = "error"   // pm_error_once has had its one error
+
+	kindDelivered = "delivered" // the receiver of webhooks has taken an event
 )
 
 // entry is one line of the journal.
@@ -56,7 +58,8 @@ type entry struct {
 type private struct {
 	RequestHash string  `json:"request_hash,omitempty"`
 	Answer      *answer `json:"answer,omitempty"`
-	Raw         []byte  `json:"raw,omitempty"` // the mail as it was received
+	Event       string  `json:"event,omitempty"` // id of the webhook that tells of the entry, if one does
+	Raw         []byte  `json:"raw,omitempty"`   // the mail as it was received
 }
 
 // public reports whether e belongs into the public journal, and returns what of it is shown there.

@@ -19,7 +19,7 @@ import (
 func TestAKilledSandboxForgetsNothingItAnsweredFor(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	b, kill := spawn(t, dir)
+	b, kill := spawn(t, dir, "")
 
 	type told struct{ path, key, body, answer string }
 	var (
@@ -191,7 +191,7 @@ func TestABrokenJournalAnswersForNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPayments()
+	p := newPayments(&webhooks{})
 	p.journal = j
 	if err := j.file.Close(); err != nil {
 		t.Fatal(err)

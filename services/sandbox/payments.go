@@ -102,14 +102,15 @@ type storedAnswer struct {
 // payments is the payment provider's state: a fold of the journal, changed by apply only.
 type payments struct {
 	journal *journal
+	hooks   *webhooks
 
 	mu      sync.Mutex
 	intents map[string]*intent
 	answers map[scopedKey]storedAnswer
 }
 
-func newPayments() *payments {
-	return &payments{intents: map[string]*intent{}, answers: map[scopedKey]storedAnswer{}}
+func newPayments(hooks *webhooks) *payments {
+	return &payments{hooks: hooks, intents: map[string]*intent{}, answers: map[scopedKey]storedAnswer{}}
 }
 
 // apply changes the state as e says. It is the only place that does, for live requests and at start alike; otherwise a
@@ -140,11 +141,20 @@ func (p *payments) apply(e entry) error {
 		in.Status = statusCanceled
 	case kindError:
 		in.errored = true
+	case kindDelivered:
+		p.hooks.forget(e.Private.Event)
+		return nil
 	default:
 		return fmt.Errorf("unknown kind %q", e.Kind)
 	}
-	if op != "" && e.Private != nil {
+	if e.Private == nil {
+		return nil
+	}
+	if op != "" && e.Private.Answer != nil {
 		p.answers[scopedKey{op, e.IdempotencyKey}] = storedAnswer{e.Private.RequestHash, e.PaymentIntent, e.Private.Answer}
+	}
+	if e.Private.Event != "" {
+		return p.hooks.owe(e, *in)
 	}
 	return nil
 }
@@ -191,6 +201,12 @@ func (p *payments) decide(req request, decide func() decision) (outcome, error) 
 	d.entry.IdempotencyKey = req.key
 	if d.final {
 		d.entry.Private = &private{RequestHash: req.hash, Answer: d.answer}
+	}
+	if p.hooks.on() && eventType(d.entry.Kind) != "" {
+		if d.entry.Private == nil {
+			d.entry.Private = &private{}
+		}
+		d.entry.Private.Event = newID("evt_")
 	}
 	if _, err := p.journal.append(d.entry); err != nil {
 		return outcome{}, err

@@ -34,6 +34,13 @@ type Config struct {
 	Late time.Duration
 	// Hang is how long pm_timeout says nothing. Default 30 s.
 	Hang time.Duration
+	// WebhookURL is told what becomes of payments, as the package documentation says. Empty: nobody is.
+	WebhookURL string
+	// WebhookSecret signs what the URL is told. It is needed with a WebhookURL.
+	WebhookSecret string
+	// WebhookRetry is the pause before an event that was not taken is delivered again. It doubles each time, up to a minute.
+	// Default 500 ms.
+	WebhookRetry time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -52,6 +59,9 @@ func (c Config) withDefaults() Config {
 	if c.Hang == 0 {
 		c.Hang = 30 * time.Second
 	}
+	if c.WebhookRetry == 0 {
+		c.WebhookRetry = 500 * time.Millisecond
+	}
 	return c
 }
 
@@ -61,6 +71,7 @@ type server struct {
 	log      *slog.Logger
 	journal  *journal
 	payments *payments
+	hooks    *webhooks
 	mail     *mailbox
 	faults   faultBox
 	ops      *httpserver.Ops
@@ -75,7 +86,6 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return errors.New("the sandbox needs a data directory")
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	s := &server{cfg: cfg, log: log, payments: newPayments(), mail: &mailbox{}, stop: ctx.Done()}
 	httpLn, err := listen(ctx, cfg.Listener, cfg.Addr)
 	if err != nil {
 		return err
@@ -86,6 +96,11 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer smtpLn.Close()
+	hooks, err := newWebhooks(cfg, log)
+	if err != nil {
+		return err
+	}
+	s := &server{cfg: cfg, log: log, payments: newPayments(hooks), hooks: hooks, mail: &mailbox{}, stop: ctx.Done()}
 	if err := s.open(); err != nil {
 		return err
 	}
@@ -102,6 +117,7 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		slog.Int64("entries", s.journal.seq))
 	group.Go(func() error { return httpserver.Run(ctx, log, httpLn, s.routes(), httpserver.Options{Ops: s.ops}) })
 	group.Go(func() error { return serveSMTP(ctx, smtpLn, s.smtpServer()) })
+	group.Go(func() error { return hooks.run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -125,7 +141,7 @@ func (s *server) open() error {
 	if err != nil {
 		return err
 	}
-	s.journal, s.payments.journal, s.mail.journal = j, j, j
+	s.journal, s.payments.journal, s.hooks.journal, s.mail.journal = j, j, j, j
 	return nil
 }
 

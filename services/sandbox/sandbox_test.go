@@ -19,8 +19,14 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childDir names the data directory when the test binary runs as the sandbox that a test kills.
-const childDir = "SANDBOX_TEST_CHILD_DIR"
+// childDir names the data directory, and childHooks the webhook URL, when the test binary runs as the sandbox that a test
+// kills.
+const (
+	childDir   = "SANDBOX_TEST_CHILD_DIR"
+	childHooks = "SANDBOX_TEST_CHILD_HOOKS"
+)
+
+const hookSecret = "whsec_test"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
@@ -35,7 +41,9 @@ func runChild(dir string) {
 		var smtpLn net.Listener
 		if smtpLn, err = net.Listen("tcp", "127.0.0.1:0"); err == nil {
 			fmt.Println(httpLn.Addr(), smtpLn.Addr())
-			err = Run(context.Background(), slog.New(slog.DiscardHandler), Config{Listener: httpLn, SMTPListener: smtpLn, DataDir: dir})
+			err = Run(context.Background(), slog.New(slog.DiscardHandler), Config{
+				Listener: httpLn, SMTPListener: smtpLn, DataDir: dir, WebhookURL: os.Getenv(childHooks), WebhookSecret: hookSecret,
+			})
 		}
 	}
 	fmt.Fprintln(os.Stderr, err)
@@ -75,11 +83,11 @@ func start(t *testing.T, cfg Config) (b *box, stop func()) {
 	return b, stop
 }
 
-// spawn runs a sandbox in a process of its own; kill ends it as kill -9 does.
-func spawn(t *testing.T, dir string) (b *box, kill func()) {
+// spawn runs a sandbox in a process of its own; kill ends it as kill -9 does. hooks is where it sends webhooks, if anywhere.
+func spawn(t *testing.T, dir, hooks string) (b *box, kill func()) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childHooks+"="+hooks)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
