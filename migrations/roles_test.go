@@ -53,6 +53,9 @@ func TestRolesMayDoWhatTheirServiceDoesAndNoMore(t *testing.T) {
 		{"orders", "runs sagas", `SELECT FROM saga_lanes FOR UPDATE`, true},
 		{"orders", "cannot rewrite what operators did to sagas", `UPDATE saga_audit SET reason = ''`, false},
 		{"orders", "cannot rewrite history", `UPDATE order_history SET reason = ''`, false},
+		{"orders", "notes a report of a payment", `INSERT INTO payment_webhooks (provider, event_id) VALUES ('sandbox', 'evt_1') ON CONFLICT DO NOTHING`, true},
+		{"orders", "forgets an old one", `DELETE FROM payment_webhooks WHERE received_at < now()`, true},
+		{"orders", "cannot rewrite what a provider reported", `UPDATE payment_webhooks SET event_id = ''`, false},
 		{"orders", "cannot delete an order", `DELETE FROM orders`, false},
 		{"orders", "cannot change the schema", `CREATE TABLE mine ()`, false},
 		{"orders", "cannot use schema public", `CREATE TABLE public.mine ()`, false},
@@ -70,6 +73,7 @@ func TestRolesMayDoWhatTheirServiceDoesAndNoMore(t *testing.T) {
 		{"orders_relay", "cannot change payloads", `UPDATE outbox SET payload = ''`, false},
 		{"orders_relay", "cannot see orders", `SELECT FROM orders`, false},
 		{"orders_relay", "cannot see api keys", `SELECT FROM api_keys`, false},
+		{"orders_relay", "cannot see reports of payments", `SELECT FROM payment_webhooks`, false},
 		{"orders_relay", "cannot see another schema's messages", `SELECT FROM email.outbox`, false},
 
 		{"email", "queues an email", `INSERT INTO emails (id, order_id, user_id, kind, to_address, data, message_id) VALUES (gen_random_uuid(), gen_random_uuid(), 'u', 'shipped', 'a@b', '{}', 'm')`, true},

@@ -40,6 +40,8 @@ func read(eventType string, data []byte) (payload, error) {
 		return decode[event.ShipmentCreated](data)
 	case event.ShipmentCancelledV1:
 		return decode[event.ShipmentCancelled](data)
+	case event.PaymentReportedV1:
+		return decode[event.PaymentReported](data)
 	default:
 		return nil, os.ErrNotExist
 	}

@@ -6,6 +6,7 @@ const (
 	OrdersCompleted = "orders.completed" // order.completed, order.refunded
 	OrdersFailed    = "orders.failed"    // order.failed
 	Shipments       = "shipments"        // shipment.created, shipment.cancelled
+	Payments        = "payments"         // payment.reported
 )
 
 // Consumer groups, named like the service that runs them.
@@ -23,7 +24,7 @@ func Groups() []string { return []string{GroupOrder, GroupEmail, GroupWarehouse}
 
 // Topics lists every topic of the order system, the dead-letter topics included.
 func Topics() []string {
-	topics := []string{Orders, OrdersCompleted, OrdersFailed, Shipments}
+	topics := []string{Orders, OrdersCompleted, OrdersFailed, Shipments, Payments}
 	for _, group := range Groups() {
 		topics = append(topics, DeadLetters(group))
 	}

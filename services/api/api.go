@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/metric"
 
+	"github.com/orderflow-dev/orderflow/internal/payment"
 	"github.com/orderflow-dev/orderflow/internal/ratelimit"
 )
 
@@ -21,6 +22,7 @@ type api struct {
 	cursors     cursors
 	prepass     *prepass
 	metrics     *metrics
+	webhooks    payment.Webhooks // nil: none are taken
 	log         *slog.Logger
 	afterCommit func()
 }
@@ -35,8 +37,9 @@ type parts struct {
 	bodyTimeout  time.Duration
 	writeTimeout time.Duration
 	afterCommit  func()
-	exampleKey   string       // of the documentation; "" for none
-	ops          http.Handler // serves /healthz, /readyz and /metrics
+	webhooks     payment.Webhooks // nil: none are taken
+	exampleKey   string           // of the documentation; "" for none
+	ops          http.Handler     // serves /healthz, /readyz and /metrics
 }
 
 // build returns the api and the handler of all its routes. Its watch runs in the caller's hands.
@@ -52,7 +55,7 @@ func build(ctx context.Context, p parts) (*api, http.Handler, error) {
 	free := newSlots(p.maxInFlight)
 	mux := http.NewServeMux()
 	a := &api{
-		pool: p.pool, slots: free, cursors: cursors, metrics: m, log: p.log, afterCommit: p.afterCommit,
+		pool: p.pool, slots: free, cursors: cursors, metrics: m, webhooks: p.webhooks, log: p.log, afterCommit: p.afterCommit,
 		keeper: newKeeper(p.pool, free, p.log, m),
 		watch:  newWatch(p.pool, p.log),
 		prepass: &prepass{
@@ -63,6 +66,10 @@ func build(ctx context.Context, p parts) (*api, http.Handler, error) {
 	document, err := a.routes(mux)
 	if err != nil {
 		return nil, nil, err
+	}
+	if a.webhooks != nil {
+		a.prepass.routes[webhookPattern] = route{access: signed}
+		mux.HandleFunc(webhookPattern, a.serveWebhook)
 	}
 	docs, err := docsHandler(document, p.exampleKey)
 	if err != nil {

@@ -16,6 +16,7 @@ type metrics struct {
 	replayed metric.Int64Counter
 	unknown  metric.Int64Counter
 	local    metric.Int64Counter
+	reports  metric.Int64Counter
 }
 
 func newMetrics(meter metric.Meter) (*metrics, error) {
@@ -35,6 +36,7 @@ func newMetrics(meter metric.Meter) (*metrics, error) {
 		{&m.replayed, "orderflow.api.idempotent.replays", "Requests answered with the stored answer of an earlier one."},
 		{&m.unknown, "orderflow.api.commits.unknown", "Commits whose outcome was unknown, by how it was resolved."},
 		{&m.local, "orderflow.api.ratelimit.local", "Requests whose rate limit was decided without Redis."},
+		{&m.reports, "orderflow.api.payment.reports", "Reports of the payment provider, by what became of them."},
 	} {
 		*c.counter, err = meter.Int64Counter(c.name, metric.WithDescription(c.help))
 		if err != nil {
@@ -49,6 +51,10 @@ func (m *metrics) request(ctx context.Context, route string, status int, took ti
 		route = "none" // the path itself would be a label without end
 	}
 	m.duration.Record(ctx, took.Seconds(), metric.WithAttributes(attribute.String("route", route), attribute.Int("status", status)))
+}
+
+func (m *metrics) report(ctx context.Context, outcome string) {
+	m.reports.Add(ctx, 1, metric.WithAttributes(attribute.String("outcome", outcome)))
 }
 
 func (m *metrics) resolved(ctx context.Context, outcome string) {

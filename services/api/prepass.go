@@ -34,6 +34,7 @@ const (
 	public     access = iota // anybody, without a key
 	anyKey                   // the handler compares the order's user
 	serviceKey               // user keys get a 403
+	signed                   // a POST without a key, whose handler checks the signature over the body
 )
 
 // prepass looks at a request before its handler does: it finds the route, reads the body, identifies the caller and keeps
@@ -99,6 +100,9 @@ func (p *prepass) admit(w http.ResponseWriter, r *http.Request, pattern string) 
 	if need.access == public {
 		return r, nil
 	}
+	if need.access == signed {
+		return p.admitSigned(w, r)
+	}
 	key, ok := bearer(r)
 	if !ok {
 		return nil, unauthorized()
@@ -140,6 +144,18 @@ func (p *prepass) admit(w http.ResponseWriter, r *http.Request, pattern string) 
 		return nil, malformed(body.ErrEmpty)
 	}
 	return r.WithContext(context.WithValue(r.Context(), callKey{}, call{caller: caller, body: raw})), nil
+}
+
+// admitSigned reads the body of a request that needs no key.
+func (p *prepass) admitSigned(w http.ResponseWriter, r *http.Request) (*http.Request, error) {
+	raw, err := p.readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) == 0 {
+		return nil, malformed(body.ErrEmpty)
+	}
+	return r.WithContext(context.WithValue(r.Context(), callKey{}, call{body: raw})), nil
 }
 
 // checkKey checks the Idempotency-Key headers of a request.

@@ -13,6 +13,8 @@ import (
 	"github.com/orderflow-dev/orderflow/internal/await"
 	"github.com/orderflow-dev/orderflow/internal/config"
 	"github.com/orderflow-dev/orderflow/internal/httpserver"
+	"github.com/orderflow-dev/orderflow/internal/payment"
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/internal/postgres"
 	"github.com/orderflow-dev/orderflow/internal/ratelimit"
 	"github.com/orderflow-dev/orderflow/internal/telemetry"
@@ -46,6 +48,11 @@ type Config struct {
 	DrainDelay time.Duration
 	// KeepKeys is how long an Idempotency-Key is remembered. Default 7 days.
 	KeepKeys time.Duration
+	// PaymentProvider names the provider whose webhooks are taken, one of [providers.Names]. Default the sandbox.
+	PaymentProvider string
+	// WebhookSecrets are what the provider may have signed its webhooks with: two while one replaces the other. Without any,
+	// webhooks are not served.
+	WebhookSecrets []string
 	// Dev says that this is a development system: the documentation shows [DevKey], which everybody knows.
 	Dev bool
 	// AfterCommit is called after each commit that left a message in the outbox. It must not block. Optional.
@@ -111,6 +118,12 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 		return err
 	}
 	defer func() { _ = limits.Close() }() // it holds nothing that could be lost
+	var webhooks payment.Webhooks
+	if len(cfg.WebhookSecrets) > 0 {
+		if webhooks, err = providers.Webhooks(cfg.PaymentProvider, cfg.WebhookSecrets...); err != nil {
+			return err
+		}
+	}
 	exampleKey := ""
 	if cfg.Dev {
 		exampleKey = DevKey
@@ -118,7 +131,7 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	ops := httpserver.NewOps(tel.Metrics, httpserver.Check{Name: "postgres", Ready: pool.Ping})
 	a, handler, err := build(ctx, parts{
 		pool: pool, log: log, meter: tel.Meter, maxInFlight: cfg.MaxInFlight, bodyTimeout: cfg.BodyTimeout, writeTimeout: cfg.WriteTimeout,
-		limits: limits, ops: ops, afterCommit: cfg.AfterCommit, exampleKey: exampleKey,
+		limits: limits, ops: ops, afterCommit: cfg.AfterCommit, webhooks: webhooks, exampleKey: exampleKey,
 	})
 	if err != nil {
 		return err

@@ -90,7 +90,7 @@ func (p *project) publishedOnce(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		ends, err := kafka.ListEndOffsets(t.Context(), "orders", "orders.completed", "orders.failed", "shipments")
+		ends, err := kafka.ListEndOffsets(t.Context(), "orders", "orders.completed", "orders.failed", "shipments", "payments")
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ var readers = []struct {
 }{
 	{"order", "orders", "orders", []string{"order.placed.v1", "order.cancel_requested.v1"}},
 	{"order", "orders", "shipments", []string{"shipment.created.v1"}},
+	{"order", "orders", "payments", []string{"payment.reported.v1"}},
 	{"email", "email", "orders.completed", []string{"order.completed.v1"}},
 	{"email", "email", "orders.failed", []string{"order.failed.v1"}},
 	{"email", "email", "shipments", []string{"shipment.created.v1"}},
@@ -30,7 +31,7 @@ var publishers = []struct {
 	schema string
 	topics []string
 }{
-	{"orders", []string{"orders", "orders.completed", "orders.failed"}},
+	{"orders", []string{"orders", "orders.completed", "orders.failed", "payments"}},
 	{"warehouse", []string{"shipments"}},
 }
 
