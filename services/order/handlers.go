@@ -28,6 +28,7 @@ func routes() []inbox.Route {
 		inbox.Typed(event.Orders, event.OrderRefundRequestedV1, startRefund),
 		inbox.TypedBatch(event.Shipments, event.ShipmentCreatedV1, ship),
 		inbox.TypedBatch(event.Shipments, event.ShipmentCancelledV1, unship),
+		inbox.Typed(event.Payments, event.PaymentReportedV1, reported),
 	}
 }
 

@@ -193,7 +193,7 @@ type execer interface {
 }
 
 // note keeps table payments in step. Every caller notes what the provider has said for good, so noting it twice, or by an
-// engine that has lost its lane since, changes nothing.
+// engine that has lost its lane since, changes nothing. Money that went back was charged, whatever was said before.
 func (p *payments) note(ctx context.Context, db execer, in *saga.Instance, key string, now fate) error {
 	want, err := wanted(in)
 	if err != nil {
@@ -209,7 +209,7 @@ func noteFate(ctx context.Context, db execer, orderID uuid.UUID, want payment.In
 		ON CONFLICT (order_id) DO UPDATE
 		SET intent_id = coalesce(excluded.intent_id, payments.intent_id), status = excluded.status,
 			refund_id = excluded.refund_id, reason = excluded.reason, updated_at = clock_timestamp()
-		WHERE payments.status IN ('pending', 'charged')`,
+		WHERE payments.status IN ('pending', 'charged') OR excluded.status = 'refunded' AND payments.status <> 'refunded'`,
 		orderID, now.intentID, key, want.Amount, want.Currency, now.status, now.refundID, now.reason)
 	if err != nil {
 		return fmt.Errorf("note that the payment of order %s is %s: %w", orderID, now.status, err)
