@@ -103,6 +103,15 @@ func TestComposeSetsWhatTheCommandsRead(t *testing.T) {
 	}
 }
 
+// The api takes it with --dev only.
+func TestComposeSignsWebhooksWithTheSecretThatServicesKnowForPublic(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile(project(t).Secrets["webhook_secret"].File)
+	if err != nil || strings.TrimSpace(string(raw)) != devWebhookSecret {
+		t.Errorf("the webhook secret is %q, %v; want %q", raw, err, devWebhookSecret)
+	}
+}
+
 func TestComposeFileAndImageMustFit(t *testing.T) {
 	t.Parallel()
 	if format := project(t).Services["migrate"].Environment["ORDERFLOW_COMPOSE_FORMAT"]; format == nil || *format != strconv.Itoa(composeFormat) {

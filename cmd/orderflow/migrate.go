@@ -50,7 +50,7 @@ warehouse_relay.`,
 
 // composeFormat counts the changes to what docker-compose.yml must say for this program: one more for each variable, volume,
 // port or command that an older file would miss.
-const composeFormat = 1
+const composeFormat = 2
 
 // checkComposeFormat refuses to run from the compose file of another release, before anything is changed. Zero: not from one.
 func checkComposeFormat(format int) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,11 +60,39 @@ are each process's own. /docs shows the reference; /healthz, /readyz and /metric
 	f.Int("rate-per-second", 50, "requests per second of each user key")
 	f.Int("rate-burst", 100, "requests at once of each user key")
 	f.Duration("body-timeout", 5*time.Second, "how long a client may take to send a body")
+	addWebhookFlags(cmd)
 	f.Duration("drain-delay", 0, "how long requests are still accepted after readiness has turned red; behind a load balancer, a little more than the period of its check")
 	f.Duration("keep-keys", 7*24*time.Hour, "how long an Idempotency-Key is remembered")
 	addWaitFlag(cmd)
 	addServeFlags(cmd, "")
 	return cmd
+}
+
+func addWebhookFlags(cmd *cobra.Command) {
+	cmd.Flags().String("payment-provider", providers.Sandbox, "whose webhooks are taken at /v1/webhooks/payments: "+strings.Join(providers.Names(), " or "))
+	cmd.Flags().String("webhook-secret", "", "what the payment provider signs its webhooks with; two, with a comma between, while one replaces the other; empty: webhooks are not served")
+}
+
+// devWebhookSecret is the one of deploy/compose/dev-only. It is public.
+const devWebhookSecret = "orderflow-dev-only-webhook-secret" //nolint:gosec // public on purpose
+
+// minSecret is what makes a guess hopeless for a random secret.
+const minSecret = 20
+
+func webhookSecrets(cmd *cobra.Command, development bool, check *config.Check) []string {
+	var secrets []string
+	for secret := range strings.SplitSeq(stringFlag(cmd, "webhook-secret"), ",") {
+		switch secret = strings.TrimSpace(secret); {
+		case secret == "":
+			continue
+		case len(secret) < minSecret:
+			check.Add("--webhook-secret has one of %d characters, fewer than %d", len(secret), minSecret)
+		case secret == devWebhookSecret && !development:
+			check.Add("--webhook-secret is the public development secret; take one of your own, or say --dev")
+		}
+		secrets = append(secrets, secret)
+	}
+	return secrets
 }
 
 // maxRate is beyond what one process could answer.
@@ -87,6 +116,9 @@ func runAPI(cmd *cobra.Command, _ []string) error {
 		check.URL("redis-url", cfg.RedisURL, "redis", "rediss")
 	}
 	cfg.Dev, _ = f.GetBool("dev")
+	cfg.PaymentProvider = stringFlag(cmd, "payment-provider")
+	check.OneOf("payment-provider", cfg.PaymentProvider, providers.Names()...)
+	cfg.WebhookSecrets = webhookSecrets(cmd, cfg.Dev, &check)
 	n := needs{databases: map[string]string{"database-url": cfg.DatabaseURL}, refuseDevKey: true}
 	return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
 		cfg.Wait = wait
@@ -265,16 +297,23 @@ pm_error_once.`,
 		Example: "  orderflow sandbox --sandbox-dir /var/lib/orderflow/sandbox\n  curl http://127.0.0.1:8090/v1/journal",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg := sandbox.Config{Addr: stringFlag(cmd, "addr"), SMTPAddr: stringFlag(cmd, "smtp-addr"), DataDir: stringFlag(cmd, "sandbox-dir")}
+			cfg := sandbox.Config{Addr: stringFlag(cmd, "addr"), SMTPAddr: stringFlag(cmd, "smtp-addr"), DataDir: stringFlag(cmd, "sandbox-dir"),
+				WebhookURL: stringFlag(cmd, "webhook-url"), WebhookSecret: stringFlag(cmd, "webhook-secret")}
 			var check config.Check
 			check.Address("addr", cfg.Addr)
 			check.Address("smtp-addr", cfg.SMTPAddr)
 			check.Required("sandbox-dir", cfg.DataDir)
+			if cfg.WebhookURL != "" {
+				check.URL("webhook-url", cfg.WebhookURL, "http", "https")
+				check.Required("webhook-secret", cfg.WebhookSecret)
+			}
 			return serve(cmd, needs{}, &check, func(ctx context.Context, log *slog.Logger, _ time.Duration) error { return sandbox.Run(ctx, log, cfg) })
 		},
 	}
 	cmd.Flags().String("addr", "127.0.0.1:8090", "where to serve payments, mail and journal over HTTP")
 	cmd.Flags().String("smtp-addr", "127.0.0.1:1025", "where to take mail over SMTP")
+	cmd.Flags().String("webhook-url", "", "where to report payments, such as http://127.0.0.1:8080/v1/webhooks/payments; empty: nowhere")
+	cmd.Flags().String("webhook-secret", "", "what to sign the reports with")
 	cmd.Flags().String("sandbox-dir", "", "folder for the journal (required)")
 	addServeFlags(cmd, "")
 	return cmd

@@ -3,9 +3,11 @@ package dev
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -24,6 +26,17 @@ import (
 
 // start starts every part: what the services need side by side, then the services side by side.
 func (s *system) start(ctx context.Context) error {
+	// Before the sandbox, which reports payments to it.
+	web, note, err := listen(ctx, cmp.Or(s.opts.Ports.API, defaultPorts.API), s.opts.Ports.API != 0)
+	if err != nil {
+		return fmt.Errorf("api: %w", err)
+	}
+	s.add("the api's port", layerServer, func(context.Context) error { _ = web.Close(); return nil }) // for when the api never runs
+	s.ready.API = "http://" + web.Addr().String()
+	secret, err := webhookSecret(s.opts.DataDir)
+	if err != nil {
+		return err
+	}
 	var brokers []string
 	var owner, redisURL string
 	parts, partsCtx := errgroup.WithContext(ctx)
@@ -35,7 +48,7 @@ func (s *system) start(ctx context.Context) error {
 	})
 	parts.Go(func() (err error) { brokers, err = s.startKafka(partsCtx); return err })
 	parts.Go(func() (err error) { redisURL, err = s.startRedis(partsCtx); return err })
-	parts.Go(func() error { return s.startSandbox(partsCtx) })
+	parts.Go(func() error { return s.startSandbox(partsCtx, secret) })
 	if err := parts.Wait(); err != nil {
 		return err
 	}
@@ -43,13 +56,29 @@ func (s *system) start(ctx context.Context) error {
 	if err := s.refillKafka(ctx, owner); err != nil {
 		return err
 	}
-	if err := s.startServices(ctx, owner, brokers, redisURL); err != nil {
+	if err := s.startServices(ctx, owner, brokers, api.Config{
+		Listener: web, RedisURL: redisURL, WebhookSecrets: []string{secret}, Dev: true,
+	}, note); err != nil {
 		return err
 	}
 	return s.seedOrders(ctx)
 }
 
-func (s *system) startSandbox(ctx context.Context) error {
+// webhookSecret returns what the sandbox signs its webhooks with. The first start makes it.
+func webhookSecret(dataDir string) (string, error) {
+	path := filepath.Join(dataDir, "webhook-secret")
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		raw = []byte(rand.Text())
+		err = os.WriteFile(path, raw, 0o600)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep the webhook secret: %w", err)
+	}
+	return string(raw), nil
+}
+
+func (s *system) startSandbox(ctx context.Context, webhookSecret string) error {
 	began := time.Now()
 	web, note, err := listen(ctx, cmp.Or(s.opts.Ports.Sandbox, defaultPorts.Sandbox), s.opts.Ports.Sandbox != 0)
 	if err != nil {
@@ -63,6 +92,7 @@ func (s *system) startSandbox(ctx context.Context) error {
 	s.run(ctx, "sandbox", layerOutside, func(ctx context.Context) error {
 		return sandbox.Run(ctx, s.logOf("sandbox"), sandbox.Config{
 			Listener: web, SMTPListener: smtp, DataDir: filepath.Join(s.opts.DataDir, "sandbox"),
+			WebhookURL: s.ready.API + "/v1/webhooks/payments", WebhookSecret: webhookSecret,
 		})
 	})
 	if err := s.await(ctx, "sandbox", s.ready.Sandbox+"/readyz"); err != nil {
@@ -92,7 +122,7 @@ func (k kicks) of(schema string) func() {
 	}
 }
 
-func (s *system) startServices(ctx context.Context, owner string, brokers []string, redisURL string) error {
+func (s *system) startServices(ctx context.Context, owner string, brokers []string, web api.Config, note string) error {
 	urls := map[string]string{}
 	for _, schema := range schemas {
 		for _, role := range []string{schema, schema + "_relay"} {
@@ -108,11 +138,6 @@ func (s *system) startServices(ctx context.Context, owner string, brokers []stri
 	for _, schema := range schemas {
 		sources = append(sources, relay.Source{Schema: schema, DatabaseURL: urls[schema+"_relay"], Kick: kick[schema]})
 	}
-	web, note, err := listen(ctx, cmp.Or(s.opts.Ports.API, defaultPorts.API), s.opts.Ports.API != 0)
-	if err != nil {
-		return fmt.Errorf("api: %w", err)
-	}
-	s.ready.API = "http://" + web.Addr().String()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return s.service(ctx, "relay", layerRelay, "publishes the outboxes", func(ctx context.Context, ops string) error {
@@ -140,21 +165,18 @@ func (s *system) startServices(ctx context.Context, owner string, brokers []stri
 			})
 		})
 	})
-	group.Go(func() error { return s.startAPI(ctx, web, note, urls["orders"], redisURL, kick.of("orders")) })
+	web.DatabaseURL, web.AfterCommit = urls["orders"], kick.of("orders")
+	group.Go(func() error { return s.startAPI(ctx, web, note) })
 	return group.Wait()
 }
 
-func (s *system) startAPI(ctx context.Context, web net.Listener, note, databaseURL, redisURL string, committed func()) error {
+func (s *system) startAPI(ctx context.Context, cfg api.Config, note string) error {
 	began := time.Now()
-	s.run(ctx, "api", layerAPI, func(ctx context.Context) error {
-		return api.Run(ctx, s.logOf("api"), api.Config{
-			Listener: web, DatabaseURL: databaseURL, RedisURL: redisURL, AfterCommit: committed, Dev: true,
-		})
-	})
+	s.run(ctx, "api", layerAPI, func(ctx context.Context) error { return api.Run(ctx, s.logOf("api"), cfg) })
 	if err := s.await(ctx, "api", s.ready.API+"/readyz"); err != nil {
 		return err
 	}
-	s.report.part("api", "takes orders on "+web.Addr().String(), note, time.Since(began))
+	s.report.part("api", "takes orders on "+cfg.Listener.Addr().String(), note, time.Since(began))
 	return nil
 }
 
