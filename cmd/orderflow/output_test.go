@@ -156,6 +156,8 @@ func TestServicesListEveryMistakeAtOnce(t *testing.T) {
 		{"api", []string{"api", "--addr", "nonsense"}, []string{"--addr", "--database-url"}},
 		{"relay", []string{"relay", "--ops-addr", "x"}, []string{"--kafka", "--orders-database-url", "--ops-addr"}},
 		{"order", []string{"order", "--payment-url", "ftp://x"}, []string{"--kafka", "--database-url", "--payment-url"}},
+		{"Stripe without a key", []string{"order", "--payment-provider", "stripe"}, []string{"--stripe-key"}},
+		{"a reconcile with Stripe without a key", []string{"payments", "reconcile", "--payment-provider", "stripe"}, []string{"--stripe-key"}},
 		{"email", []string{"email", "--connections", "0"}, []string{"--kafka", "--database-url", "--connections"}},
 		{"warehouse", []string{"warehouse"}, []string{"--kafka", "--database-url"}},
 		{"sandbox", []string{"sandbox", "--smtp-addr", "x"}, []string{"--sandbox-dir", "--smtp-addr"}},

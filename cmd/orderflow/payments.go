@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/orderflow-dev/orderflow/internal/config"
 	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/services/order"
 )
@@ -21,6 +22,7 @@ func newPaymentsReconcile() *cobra.Command {
 		Short: "Compare the provider's payments with the orders, and print what differs",
 		Long: `Lists the payments that the provider has made in a span of time, compares each with its order, and looks up there what is
 paid here and was not listed. It changes nothing. Run it each night over the last day or two.
+Give it the same --payment-provider as the order service; Stripe keeps whole seconds.
 
 What differs ends the command with exit code 7. A payment that is under way can differ for a moment: a saga that is not over
 is named beside it, and the last five minutes are left out unless --until says otherwise.`,
@@ -31,7 +33,7 @@ is named beside it, and the last five minutes are left out unless --until says o
 	}
 	cmd.Flags().String("since", "24h", "begin of the span: a time ago, or RFC 3339")
 	cmd.Flags().String("until", "5m", "end of the span: a time ago, or RFC 3339")
-	cmd.Flags().String("payment-url", "", "base URL of the payment provider (default: the running orderflow dev's)")
+	addProviderFlags(cmd, "the running orderflow dev's")
 	addDatabaseFlag(cmd)
 	addOutputFlag(cmd)
 	return cmd
@@ -53,15 +55,19 @@ func reconcilePayments(cmd *cobra.Command, _ []string) error {
 	if !since.Before(until) {
 		return usage("such as --since 24h --until 5m", "--until must be after --since")
 	}
-	at := stringFlag(cmd, "payment-url")
-	if at == "" {
+	var check config.Check
+	cfg := paymentProvider(cmd, &check)
+	if err := invalid(cmd, check.Err()); err != nil {
+		return err
+	}
+	if cfg.Name == providers.Sandbox && cfg.URL == "" {
 		ready, err := running(cmd, "--payment-url URL and --database-url URL")
 		if err != nil {
 			return err
 		}
-		at = ready.Sandbox
+		cfg.URL = ready.Sandbox
 	}
-	provider, err := providers.Open(providers.Config{URL: at})
+	provider, err := providers.Open(cfg)
 	if err != nil {
 		return err
 	}

@@ -180,7 +180,7 @@ func newOrder() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "order",
 		Short:   "Decide what becomes of orders (consumer group order)",
-		Example: "  orderflow order --database-url postgres://orders@db/orderflow --kafka broker-1:9092 --payment-url https://payments.example",
+		Example: "  orderflow order --database-url postgres://orders@db/orderflow --kafka broker-1:9092 --payment-provider stripe",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			n, err := consumerNeeds(cmd)
@@ -189,10 +189,9 @@ func newOrder() *cobra.Command {
 			}
 			cfg := order.Config{
 				DatabaseURL: n.databases["database-url"], Brokers: n.brokers, OpsAddr: stringFlag(cmd, "ops-addr"),
-				Payment: providers.Config{URL: stringFlag(cmd, "payment-url")},
 			}
 			var check config.Check
-			check.URL("payment-url", cfg.Payment.URL, "http", "https")
+			cfg.Payment = paymentProvider(cmd, &check)
 			return serve(cmd, n, &check, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
 				cfg.Wait = wait
 				return order.Run(ctx, log, cfg)
@@ -200,9 +199,31 @@ func newOrder() *cobra.Command {
 		},
 	}
 	addConsumerFlags(cmd, "orders")
-	cmd.Flags().String("payment-url", "http://127.0.0.1:8090", "base URL of the payment provider")
+	addProviderFlags(cmd, "http://127.0.0.1:8090")
 	addServeFlags(cmd, "127.0.0.1:8082")
 	return cmd
+}
+
+// addProviderFlags adds what paymentProvider reads. sandbox says where the sandbox is looked for.
+func addProviderFlags(cmd *cobra.Command, sandbox string) {
+	f := cmd.Flags()
+	f.String("payment-provider", providers.Sandbox, "payment provider: "+strings.Join(providers.Names(), " or "))
+	f.String("payment-url", "", "base URL of the payment provider (default: "+sandbox+", or Stripe's own)")
+	f.String("stripe-key", "", "secret or restricted key of the Stripe account; better in the environment or a file than here")
+}
+
+func paymentProvider(cmd *cobra.Command, check *config.Check) providers.Config {
+	cfg := providers.Config{
+		Name: stringFlag(cmd, "payment-provider"), URL: stringFlag(cmd, "payment-url"), StripeKey: stringFlag(cmd, "stripe-key"),
+	}
+	check.OneOf("payment-provider", cfg.Name, providers.Names()...)
+	if cfg.URL != "" {
+		check.URL("payment-url", cfg.URL, "http", "https")
+	}
+	if cfg.Name == providers.Stripe {
+		check.Required("stripe-key", cfg.StripeKey)
+	}
+	return cfg
 }
 
 func newEmail() *cobra.Command {

@@ -90,15 +90,15 @@ var ErrSignature = errors.New("the webhook's signature is not valid")
 type Kind string
 
 const (
-	// KeyReused: the key was used for another request. No retry can answer that.
+	// KeyReused says that the key was used for another request. No retry can answer that.
 	KeyReused Kind = "key reused"
-	// IntentCanceled: the intent was cancelled, so it is never charged.
+	// IntentCanceled says that the intent was cancelled, so it is never charged.
 	IntentCanceled Kind = "intent canceled"
-	// PaymentDeclined: the user's payment method does not pay.
+	// PaymentDeclined says that the user's payment method does not pay.
 	PaymentDeclined Kind = "declined"
-	// Invalid: the provider makes no sense of the request, and never will.
+	// Invalid says that the provider makes no sense of the request, and never will.
 	Invalid Kind = "invalid"
-	// NotFound: the provider does not show what the request is about.
+	// NotFound says that the provider does not show what the request is about.
 	NotFound Kind = "not found"
 	// Undecided is everything else, such as a failure of the provider or a limit: what became of the request is unknown.
 	Undecided Kind = "undecided"
