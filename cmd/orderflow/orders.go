@@ -23,6 +23,22 @@ func newOrders() *cobra.Command {
 	return cmd
 }
 
+// paymentMethods are those that the sandbox knows: package sandbox has them in full.
+const paymentMethods = `  pm_ok                   charges
+  pm_declined             declines, as does every method not named here
+  pm_slow                 charges and answers late
+  pm_late                 charges long after the caller gave up, unless it is cancelled before
+  pm_lost_answer          charges, and the answer is lost
+  pm_timeout_charged      charges, says nothing for long, then 504
+  pm_timeout              never charges, says nothing for long, then 504
+  pm_error_charged        charges and answers 500
+  pm_error_once           answers 500 and charges nothing, once
+  pm_webhook_first        charges, and answers after its webhook was taken
+  pm_webhook_only         charges, and never answers: only its webhook tells
+  pm_webhook_repeated     charges, and sends each webhook three times
+  pm_refund_lost_answer   charges; the refund is made, and its answer is lost
+  pm_refund_timeout_once  charges; the first refund is not made, and answered late with 504`
+
 func newOrdersCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
@@ -31,7 +47,10 @@ func newOrdersCreate() *cobra.Command {
 at most one order.
 
 With --wait the command returns once the order is completed, shipped or failed. Its exit code is 0 when the order was
-completed or shipped, 1 when it failed, and 124 when --timeout was over first.`,
+completed or shipped, 1 when it failed, and 124 when --timeout was over first.
+
+With the sandbox for a payment provider, --payment-method chooses what it does:
+` + paymentMethods,
 		Example: `  orderflow orders create --random --wait
   orderflow orders create --user ada --item sku-mug=2 --item sku-pen
   orderflow orders create --random --payment-method pm_declined --wait -o json`,
@@ -43,7 +62,7 @@ completed or shipped, 1 when it failed, and 124 when --timeout was over first.`,
 	f.StringArray("item", nil, "product and quantity as SKU=N, or just SKU for one; repeat for more")
 	f.String("currency", "EUR", "ISO 4217 code of the currency to pay in")
 	f.String("email", "", "address for the mails (default USER@example.com)")
-	f.String("payment-method", "pm_ok", "how to pay; the sandbox knows pm_ok, pm_declined, pm_slow, pm_timeout, pm_lost_answer, pm_error_once")
+	f.String("payment-method", "pm_ok", "how to pay; the sandbox knows pm_ok, pm_declined, pm_slow, pm_timeout, pm_lost_answer and more, see above")
 	f.Bool("random", false, "make up what the other flags leave open, with products in stock")
 	f.String("idempotency-key", "", "key of the request (default: a new one); the same key never makes a second order")
 	addWaitFlags(cmd, "wait until the order is completed, shipped or failed")

@@ -313,8 +313,9 @@ func newSandbox() *cobra.Command {
 		Use:   "sandbox",
 		Short: "Play the payment and mail providers, for development and tests",
 		Long: `Plays the outside world: a payment provider over HTTP and a mail catcher over SMTP, with a journal of what really happened.
-The payment method of an order chooses how the provider behaves: pm_ok, pm_declined, pm_slow, pm_timeout, pm_lost_answer,
-pm_error_once.`,
+
+The payment method of an order chooses how the provider behaves:
+` + paymentMethods,
 		Example: "  orderflow sandbox --sandbox-dir /var/lib/orderflow/sandbox\n  curl http://127.0.0.1:8090/v1/journal",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

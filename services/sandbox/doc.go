@@ -22,15 +22,28 @@
 // 402 intent_canceled, and it makes no difference whether the confirm was sent before the cancel. A refund is of the
 // whole amount; a second one, under another key, is told 409 already_refunded. Errors are {code, message}.
 //
-// The payment method chooses what a confirm does:
+// The payment method chooses what the first confirm of an intent does, and its refund. A repeat under the same key is told
+// the stored answer, where there is one.
 //
-//	pm_ok           charges
-//	pm_declined     declines, as does every method not named here
-//	pm_slow         charges after [Config.Slow]
-//	pm_late         charges after [Config.Late], long after the caller gave up, unless it is cancelled before
-//	pm_timeout      never charges; says nothing for [Config.Hang], then 504
-//	pm_lost_answer  charges and drops the connection; a repeat under the same key is told the answer
-//	pm_error_once   500 and no charge; the next confirm charges
+//	method                  charged          the caller is told
+//	pm_ok                   at once          200
+//	pm_declined             no               402, as for every method that is not named here
+//	pm_slow                 after Slow       200
+//	pm_late                 after Late       200, if it is still there; a cancel before that wins
+//	pm_lost_answer          at once          nothing: the connection breaks
+//	pm_timeout_charged      at once          nothing for Hang, then 504; repeats are told 200
+//	pm_timeout              never            nothing for Hang, then 504, each time
+//	pm_error_charged        at once          500; repeats are told 200
+//	pm_error_once           second confirm   500, then 200
+//	pm_webhook_first        at once          200 once its webhook was taken, nothing if that takes longer than Hang
+//	pm_webhook_only         at once          nothing: the connection breaks once its webhook was taken, or after Hang
+//	pm_webhook_repeated     at once          200; each of its webhooks is sent three times, two at once and one after Slow
+//	pm_refund_lost_answer   at once          200; its refund is made and the connection breaks, a repeat is told 201
+//	pm_refund_timeout_once  at once          200; its first refund is not made: nothing for Hang, then 504; the next one is
+//
+// Slow, Late and Hang are those of [Config]: by default 1 s, 15 s and 30 s, and a caller should give up between the first
+// and the second. Without a webhook URL there is nothing to wait for: pm_webhook_first is as pm_ok, and pm_webhook_only as
+// pm_lost_answer.
 //
 // # Webhooks
 //

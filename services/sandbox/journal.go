@@ -28,7 +28,7 @@ const (
 
 	kindIntent  = "intent"  // an intent was created
 	kindDecline = "decline" // a confirm was declined
-	kindError   = "error"   // pm_error_once has had its one error
+	kindError   = "error"   // pm_error_once or pm_refund_timeout_once has had its one error
 
 	kindDelivered = "delivered" // the receiver of webhooks has taken an event
 )

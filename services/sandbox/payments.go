@@ -28,6 +28,14 @@ const (
 	methodTimeout    = "pm_timeout"
 	methodLostAnswer = "pm_lost_answer"
 	methodErrorOnce  = "pm_error_once"
+
+	methodTimeoutCharged    = "pm_timeout_charged"
+	methodErrorCharged      = "pm_error_charged"
+	methodWebhookFirst      = "pm_webhook_first"
+	methodWebhookOnly       = "pm_webhook_only"
+	methodWebhookRepeated   = "pm_webhook_repeated"
+	methodRefundLostAnswer  = "pm_refund_lost_answer"
+	methodRefundTimeoutOnce = "pm_refund_timeout_once"
 )
 
 // intent is a payment intent, as it is kept and as it is shown.
@@ -41,7 +49,7 @@ type intent struct {
 	CreatedAt     time.Time `json:"created_at"`
 	Refund        string    `json:"refund,omitempty"` // id of the refund, if there is one
 
-	errored bool // pm_error_once has had its one error
+	errored bool // pm_error_once, or pm_refund_timeout_once, has had its one error
 }
 
 // refund is a refund, as it is shown.
@@ -164,6 +172,7 @@ type outcome struct {
 	answer   *answer
 	replayed bool
 	did      string // the kind of the entry that the request caused, "" for none
+	event    string // id of the webhook that tells of it, "" for none
 }
 
 // decision is what a request does and is told. An entry with an answer that is not final, like an error, is journaled
@@ -214,7 +223,11 @@ func (p *payments) decide(req request, decide func() decision) (outcome, error) 
 	if err := p.apply(*d.entry); err != nil {
 		return outcome{}, err
 	}
-	return outcome{answer: d.answer, did: d.entry.Kind}, nil
+	out := outcome{answer: d.answer, did: d.entry.Kind}
+	if d.entry.Private != nil {
+		out.event = d.entry.Private.Event
+	}
+	return out, nil
 }
 
 // find returns a copy of an intent.
@@ -290,14 +303,15 @@ func (in *intent) charge() decision {
 		PaymentMethod: in.PaymentMethod,
 	}
 	switch in.PaymentMethod {
-	case methodOK, methodSlow, methodLate, methodLostAnswer:
+	case methodOK, methodSlow, methodLate, methodLostAnswer, methodTimeoutCharged, methodErrorCharged,
+		methodWebhookFirst, methodWebhookOnly, methodWebhookRepeated, methodRefundLostAnswer, methodRefundTimeoutOnce:
 	case methodErrorOnce:
 		if !in.errored {
 			e.Kind = kindError
 			return decision{entry: e, answer: refuse(http.StatusInternalServerError, "internal_error", "Nothing was charged.")}
 		}
 	case methodTimeout:
-		return decision{answer: refuse(http.StatusGatewayTimeout, "timeout", "The card's bank did not answer.")}
+		return decision{answer: timedOut()}
 	default:
 		e.Kind = kindDecline
 		return decision{entry: e, answer: declined(in), final: true}
@@ -344,6 +358,9 @@ func (p *payments) refund(req request, body refundBody) (outcome, error) {
 			return decision{answer: answerWith(http.StatusConflict,
 				problem{"already_refunded", "The payment intent was refunded under another Idempotency-Key.", in.ID})}
 		}
+		if in.PaymentMethod == methodRefundTimeoutOnce && !in.errored {
+			return decision{entry: &entry{Kind: kindError, PaymentIntent: in.ID, Reference: in.Reference}, answer: timedOut()}
+		}
 		e := &entry{
 			Kind: kindRefund, PaymentIntent: in.ID, Refund: newID("re_"), Reference: in.Reference, Amount: in.Amount,
 			Currency: in.Currency, PaymentMethod: in.PaymentMethod,
@@ -357,6 +374,10 @@ func (p *payments) refund(req request, body refundBody) (outcome, error) {
 
 func declined(in *intent) *answer {
 	return answerWith(http.StatusPaymentRequired, problem{"card_declined", "The card was declined.", in.ID})
+}
+
+func timedOut() *answer {
+	return refuse(http.StatusGatewayTimeout, "timeout", "The card's bank did not answer.")
 }
 
 func notFound() *answer {

@@ -77,11 +77,34 @@ func (s *server) confirmIntent(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out, err := s.payments.confirm(req, id)
-	if err == nil && out.did == kindCharge && in.PaymentMethod == methodLostAnswer {
-		drop(w)
+	if err == nil && out.did == kindCharge {
+		s.charged(w, r, in.PaymentMethod, out)
 		return
 	}
 	s.finish(w, out, err)
+}
+
+// charged answers the confirm that has charged, as the payment method says. A repeat is told the stored answer.
+func (s *server) charged(w http.ResponseWriter, r *http.Request, method string, out outcome) {
+	switch method {
+	case methodLostAnswer:
+		drop(w)
+		return
+	case methodWebhookFirst, methodWebhookOnly:
+		if !s.await(r, s.hooks.told(out.event), s.cfg.Hang) || method == methodWebhookOnly {
+			drop(w)
+			return
+		}
+	case methodTimeoutCharged:
+		if !s.sleep(r.Context().Done(), s.cfg.Hang) {
+			drop(w)
+			return
+		}
+		out.answer = timedOut()
+	case methodErrorCharged:
+		out.answer = refuse(http.StatusInternalServerError, "internal_error", "Something went wrong.")
+	}
+	s.finish(w, out, nil)
 }
 
 // linger makes the caller of a confirm wait as its payment method says. It reports false if the sandbox stopped
@@ -112,6 +135,21 @@ func (s *server) sleep(interrupt <-chan struct{}, d time.Duration) bool {
 	}
 }
 
+// await waits until the receiver was told, and reports false if that did not come within d, if the caller gave up, or if
+// the sandbox stopped.
+func (s *server) await(r *http.Request, told <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-told:
+		return true
+	case <-timer.C:
+	case <-r.Context().Done():
+	case <-s.stop:
+	}
+	return false
+}
+
 func (s *server) cancelIntent(w http.ResponseWriter, r *http.Request) {
 	out, err := s.payments.cancel(r.PathValue("id"))
 	s.finish(w, out, err)
@@ -129,6 +167,11 @@ func (s *server) createRefund(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out, err := s.payments.refund(req, body)
+	if err == nil && (out.did == kindRefund && in.PaymentMethod == methodRefundLostAnswer ||
+		out.did == kindError && !s.sleep(r.Context().Done(), s.cfg.Hang)) {
+		drop(w)
+		return
+	}
 	s.finish(w, out, err)
 }
 

@@ -27,6 +27,13 @@ func TestAPaymentMethodChoosesWhatAConfirmDoes(t *testing.T) {
 		{"a provider that times out has not charged", "pm_timeout", []int{504, 504}, "requires_confirmation", ""},
 		{"a lost answer is told to the repeat", "pm_lost_answer", []int{0, 200, 200}, "succeeded", "charge"},
 		{"an error comes once and charges nothing", "pm_error_once", []int{500, 200, 200}, "succeeded", "charge"},
+		{"a provider that times out may have charged", "pm_timeout_charged", []int{504, 200, 200}, "succeeded", "charge"},
+		{"so may one that answers with an error", "pm_error_charged", []int{500, 200, 200}, "succeeded", "charge"},
+		{"without webhooks there is none to wait for", "pm_webhook_first", []int{200, 200}, "succeeded", "charge"},
+		{"nor to take the place of an answer", "pm_webhook_only", []int{0, 200}, "succeeded", "charge"},
+		{"nor to repeat", "pm_webhook_repeated", []int{200}, "succeeded", "charge"},
+		{"trouble with the refund is no trouble with the charge", "pm_refund_lost_answer", []int{200}, "succeeded", "charge"},
+		{"whatever trouble", "pm_refund_timeout_once", []int{200}, "succeeded", "charge"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -44,6 +51,45 @@ func TestAPaymentMethodChoosesWhatAConfirmDoes(t *testing.T) {
 				t.Errorf("journal: got %q, want %q", got, tc.journal)
 			}
 		})
+	}
+}
+
+func TestAPaymentMethodChoosesWhatARefundDoes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	b, stop := start(t, Config{DataDir: dir, Hang: 30 * time.Millisecond})
+	for _, tc := range []struct {
+		name, method string
+		refunds      []int // the answer to each refund under one key; 0 is a dropped connection
+		journals     []string
+	}{
+		{"a refund is made once", "pm_ok", []int{201, 201}, []string{"charge refund", "charge refund"}},
+		{"a refund whose answer is lost is made", "pm_refund_lost_answer", []int{0, 201}, []string{"charge refund", "charge refund"}},
+		{"a refund that times out is not made before the next", "pm_refund_timeout_once", []int{504, 201, 201}, []string{"charge", "charge refund", "charge refund"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			id := b.create(t, tc.method, tc.method, tc.method)
+			b.confirm(t, id, http.StatusOK)
+			for i, want := range tc.refunds {
+				r, err := b.try(t.Context(), http.MethodPost, "/v1/refunds", tc.method, `{"payment_intent":"`+id+`"}`)
+				if (want == 0) != (err != nil) || r.status != want {
+					t.Errorf("refund %d: got %d, %v, want %d", i+1, r.status, err, want)
+				}
+				if got := b.kinds(t, tc.method); got != tc.journals[i] {
+					t.Errorf("journal after refund %d: got %q, want %q", i+1, got, tc.journals[i])
+				}
+			}
+		})
+	}
+	id := b.create(t, "last", "pm_refund_timeout_once", "last")
+	b.confirm(t, id, http.StatusOK)
+	if r := b.post(t, "/v1/refunds", "last", `{"payment_intent":"`+id+`"}`); r.status != http.StatusGatewayTimeout {
+		t.Errorf("first refund: got %d, want 504", r.status)
+	}
+	stop()
+	b, _ = start(t, Config{DataDir: dir})
+	if r := b.post(t, "/v1/refunds", "last", `{"payment_intent":"`+id+`"}`); r.status != http.StatusCreated {
+		t.Errorf("second refund, after a restart: got %d, want 201", r.status)
 	}
 }
 

@@ -52,13 +52,13 @@ type webhook struct {
 	} `json:"data"`
 }
 
-// notice is an event that the receiver has not taken yet.
+// notice is an event that the receiver has not taken yet, or not as often as it is to be sent.
 type notice struct {
 	id     string
 	intent string
 	body   []byte
-	left   int // deliveries that must still succeed
-
+	left   int           // deliveries that must still succeed
+	told   chan struct{} // closed when none is left
 }
 
 // delivery is one of a notice's.
@@ -74,11 +74,12 @@ type delivery struct {
 // every restart.
 type webhooks struct {
 	url, secret string
-	retry       time.Duration
-	client      *http.Client
-	log         *slog.Logger
-	journal     *journal
-	kick        chan struct{}
+	// The pauses before an event is sent again: one that was not taken, and one that was and is to be repeated.
+	retry, again time.Duration
+	client       *http.Client
+	log          *slog.Logger
+	journal      *journal
+	kick         chan struct{}
 
 	mu   sync.Mutex
 	owed []*delivery
@@ -86,7 +87,7 @@ type webhooks struct {
 
 func newWebhooks(cfg Config, log *slog.Logger) (*webhooks, error) {
 	h := &webhooks{
-		url: cfg.WebhookURL, secret: cfg.WebhookSecret, retry: cfg.WebhookRetry, log: log,
+		url: cfg.WebhookURL, secret: cfg.WebhookSecret, retry: cfg.WebhookRetry, again: cfg.Slow, log: log,
 		kick: make(chan struct{}, 1),
 		client: &http.Client{
 			Transport: &http.Transport{MaxIdleConnsPerHost: webhookParallel, IdleConnTimeout: 30 * time.Second},
@@ -119,12 +120,35 @@ func (h *webhooks) owe(e entry, in intent) error {
 	if err != nil {
 		return fmt.Errorf("encode webhook %s: %w", w.ID, err)
 	}
-	n := &notice{id: w.ID, intent: in.ID, body: body, left: 1}
+	n := &notice{id: w.ID, intent: in.ID, body: body, left: 1, told: make(chan struct{})}
+	if in.PaymentMethod == methodWebhookRepeated {
+		n.left = 3
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.owed = append(h.owed, &delivery{notice: n})
+	for i := range n.left {
+		d := &delivery{notice: n}
+		if i == 2 {
+			d.due = time.Now().Add(h.again)
+		}
+		h.owed = append(h.owed, d)
+	}
 	h.wake()
 	return nil
+}
+
+// told returns a channel that is closed when the receiver has taken an event.
+func (h *webhooks) told(id string) <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.owed {
+		if d.id == id {
+			return d.told
+		}
+	}
+	taken := make(chan struct{})
+	close(taken)
+	return taken
 }
 
 // forget drops the deliveries of an event that the receiver has taken.
@@ -241,6 +265,7 @@ func (h *webhooks) delivered(d *delivery) error {
 		if _, err := h.journal.append(e); err != nil {
 			return err
 		}
+		close(d.told)
 	}
 	d.left--
 	h.owed = slices.DeleteFunc(h.owed, func(other *delivery) bool { return other == d })

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -173,6 +175,63 @@ func TestNoAnswerWaitsForAWebhook(t *testing.T) {
 		b.confirm(t, b.create(t, strconv.Itoa(i), "pm_ok", "order"), http.StatusOK)
 	}
 	hooks.await(t, "order", 1)
+}
+
+// The receiver knows of the charge before the caller does, who may never know by itself.
+func TestAWebhookMayComeBeforeTheAnswer(t *testing.T) {
+	t.Parallel()
+	var answered atomic.Bool
+	release := make(chan struct{})
+	hooks := newReceiver(t, func(received, int) int {
+		<-release
+		if answered.Load() {
+			t.Error("the confirm was answered before its webhook was taken")
+		}
+		return http.StatusOK
+	})
+	b, _ := start(t, hooks.config())
+	for _, tc := range []struct {
+		method string
+		status int // 0: no answer
+	}{{"pm_webhook_first", http.StatusOK}, {"pm_webhook_only", 0}} {
+		id := b.create(t, tc.method, tc.method, tc.method)
+		answered.Store(false)
+		done := make(chan reply, 1)
+		go func() {
+			r, err := b.try(context.Background(), http.MethodPost, "/v1/payment_intents/"+id+"/confirm", tc.method, "")
+			answered.Store(true)
+			if (err != nil) != (tc.status == 0) {
+				t.Errorf("confirm of %s: got %d, %v, want %d", tc.method, r.status, err, tc.status)
+			}
+			done <- r
+		}()
+		hooks.await(t, tc.method, 1)
+		release <- struct{}{}
+		if r := <-done; r.status != tc.status {
+			t.Errorf("confirm of %s: got %d, want %d", tc.method, r.status, tc.status)
+		}
+		if n := len(hooks.about(tc.method)); n != 1 {
+			t.Errorf("webhooks about %s: sent %d times, want once", tc.method, n)
+		}
+	}
+}
+
+func TestARepeatedWebhookIsSentThreeTimesUnderOneID(t *testing.T) {
+	t.Parallel()
+	hooks := newReceiver(t, takes)
+	cfg := hooks.config()
+	cfg.Slow = 10 * time.Millisecond
+	b, _ := start(t, cfg)
+	b.confirm(t, b.create(t, "k", "pm_webhook_repeated", "order"), http.StatusOK)
+	sent := hooks.await(t, "order", 3)
+	if sent[1].raw != sent[0].raw || sent[2].raw != sent[0].raw {
+		t.Errorf("webhooks: got %s, %s and %s, want the same three times", sent[0].raw, sent[1].raw, sent[2].raw)
+	}
+	b.confirm(t, b.create(t, "k2", "pm_webhook_repeated", "other"), http.StatusOK)
+	hooks.await(t, "other", 3)
+	if n := len(hooks.about("order")); n != 3 {
+		t.Errorf("webhooks: sent %d times, want three", n)
+	}
 }
 
 func TestWebhooksOutliveARestart(t *testing.T) {
