@@ -55,6 +55,9 @@ func NewConsumer(pool *pgxpool.Pool, group string, routes []Route, opts Options)
 	if opts.MaxHeld < 0 || opts.MaxHeldPerKey < 0 {
 		errs = append(errs, errors.New("a limit of held messages is negative"))
 	}
+	if group != "" && opts.Rebuild == group {
+		errs = append(errs, fmt.Errorf("group %q cannot rebuild itself: it knows what it has done", group))
+	}
 	if opts.BatchSize < 0 || opts.BatchSize > 500 {
 		errs = append(errs, fmt.Errorf("batch size %d is not within 1 to 500", opts.BatchSize))
 	}

@@ -26,6 +26,12 @@ type Options struct {
 	// DLQTopic receives a copy of each dead message through the outbox. Default: the group's name + ".dlq".
 	DLQTopic string
 
+	// Rebuild names another group of the same schema, with the same handlers, whose effects this consumer makes again where they
+	// are missing. Every handler must recognise by its own rows what was done already: this group knows none of it. What
+	// the other group has parked or discarded stays as it is, and so does a message of a key it holds that it has not met
+	// yet: they get the fate "left" here. Default: none.
+	Rebuild string
+
 	// BatchSize is the most messages in one transaction. Default 100, at most 500.
 	BatchSize int
 

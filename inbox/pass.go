@@ -23,10 +23,11 @@ const (
 	heldFate
 	dead
 	discarded
+	left // the business of the group that is rebuilt
 )
 
 func (f fate) String() string {
-	return [...]string{"done", "duplicate", "waits", "waiting", "held", "dead", "discarded"}[f]
+	return [...]string{"done", "duplicate", "waits", "waiting", "held", "dead", "discarded", "left"}[f]
 }
 
 // decision is a fate with what belongs to it.
@@ -194,6 +195,28 @@ func (p *pass) holds(ctx context.Context) error {
 	return nil
 }
 
+// leave takes out the messages that the rebuilt group still has to deal with, or was told to drop. They are remembered as
+// discarded by this group.
+func (p *pass) leave(ctx context.Context) error {
+	if p.c.opts.Rebuild == "" || len(p.fresh) == 0 {
+		return nil
+	}
+	theirs, err := p.c.store.leftTo(ctx, p.tx, p.c.opts.Rebuild, p.route.Topic, p.fresh)
+	if err != nil || len(theirs) == 0 {
+		return err
+	}
+	var dropped []*item
+	p.fresh = slices.DeleteFunc(p.fresh, func(it *item) bool {
+		if !theirs[it.dedupID] {
+			return false
+		}
+		p.fates[it] = decision{fate: left}
+		dropped = append(dropped, it)
+		return true
+	})
+	return p.c.store.settle(ctx, p.tx, dropped, "discarded")
+}
+
 // settle writes the fates that are not done.
 func (p *pass) settle(ctx context.Context) error {
 	if err := p.fitHeld(ctx); err != nil {
@@ -211,7 +234,7 @@ func (p *pass) settle(ctx context.Context) error {
 			parkings = append(parkings, p.parking(it, d))
 		case discarded:
 			dropped = append(dropped, it)
-		case done, duplicate: // as inserted
+		case done, duplicate, left: // as they are
 		}
 	}
 	st := p.c.store

@@ -95,7 +95,7 @@ func (c *Consumer) committed(ctx context.Context, b *batch, p *pass) {
 					it.firstFailed = now
 				}
 			}
-		case duplicate, waiting, discarded: // say nothing about a handler
+		case duplicate, waiting, discarded, left: // say nothing about a handler
 		}
 	}
 	b.route.limit.committed()
@@ -146,7 +146,7 @@ func (p *pass) run(ctx context.Context) error {
 		_ = tx.Rollback(ctx) // after a commit this does nothing
 	}()
 	p.tx = tx
-	for _, step := range []func(context.Context) error{p.fits, p.dedup, p.holds, p.handle, p.settle} {
+	for _, step := range []func(context.Context) error{p.fits, p.dedup, p.leave, p.holds, p.handle, p.settle} {
 		if err := step(ctx); err != nil {
 			return err
 		}

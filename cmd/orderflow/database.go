@@ -28,6 +28,11 @@ func ownerURL(cmd *cobra.Command) (string, error) {
 
 // openSchema opens a small pool whose unqualified names are those of schema. The caller closes it.
 func openSchema(ctx context.Context, ownerURL, schema string) (*pgxpool.Pool, error) {
+	return openSchemaWith(ctx, ownerURL, schema, 2)
+}
+
+// openSchemaWith is openSchema with that many connections at most.
+func openSchemaWith(ctx context.Context, ownerURL, schema string, conns int32) (*pgxpool.Pool, error) {
 	u, err := url.Parse(ownerURL)
 	if err != nil {
 		return nil, usage("write postgres://USER:PASSWORD@HOST:PORT/DATABASE", "the database URL cannot be read")
@@ -35,7 +40,7 @@ func openSchema(ctx context.Context, ownerURL, schema string) (*pgxpool.Pool, er
 	q := u.Query()
 	q.Set("search_path", schema)
 	u.RawQuery = q.Encode()
-	return postgres.Open(ctx, u.String(), postgres.Options{ApplicationName: "orderflow-cli", MaxConns: 2})
+	return postgres.Open(ctx, u.String(), postgres.Options{ApplicationName: "orderflow-cli", MaxConns: conns})
 }
 
 // openOwner opens the orders schema of the database that the flags name. The caller closes it.

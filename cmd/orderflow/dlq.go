@@ -15,8 +15,18 @@ import (
 	"github.com/orderflow-dev/orderflow/internal/event"
 )
 
-// schemaOf names the schema whose inbox a consumer group keeps its parked messages in.
-var schemaOf = map[string]string{event.GroupOrder: "orders", event.GroupEmail: "email", event.GroupWarehouse: "warehouse"}
+// schemaOf names the schema whose inbox a consumer group keeps its parked messages in, "" for a group that is none of ours. A
+// group that rebuilds another has that one's name, a dash, and something more.
+func schemaOf(group string) string {
+	of, _, _ := strings.Cut(group, "-")
+	switch of {
+	case event.GroupOrder:
+		return "orders"
+	case event.GroupEmail, event.GroupWarehouse:
+		return of
+	}
+	return ""
+}
 
 func newDLQ() *cobra.Command {
 	cmd := &cobra.Command{
@@ -64,7 +74,7 @@ func newParkedDoc(p inbox.Parked) parkedDoc {
 func parkedName(p inbox.Parked) string { return p.Group + "/" + strconv.FormatInt(p.ID, 10) }
 
 func addParkedFilter(cmd *cobra.Command) {
-	cmd.Flags().String("group", "", "only this consumer group: order, email or warehouse")
+	cmd.Flags().String("group", "", "only this consumer group: order, email or warehouse, or one that has rebuilt them, such as email-rebuild (default: the first three)")
 	cmd.Flags().String("key", "", "only messages with this key (the user's id)")
 	cmd.Flags().String("type", "", "only messages of this type, such as order.placed.v1")
 	cmd.Flags().String("class", "", "only failures of this class, such as undecodable")
@@ -167,14 +177,14 @@ func chosenGroups(cmd *cobra.Command) ([]string, error) {
 	if group == "" {
 		return event.Groups(), nil
 	}
-	if schemaOf[group] == "" {
+	if schemaOf(group) == "" {
 		return nil, usage("use "+strings.Join(event.Groups(), ", "), "unknown consumer group %q", group)
 	}
 	return []string{group}, nil
 }
 
 func withGroup(ctx context.Context, url, group string, f func(*pgxpool.Pool) error) error {
-	pool, err := openSchema(ctx, url, schemaOf[group])
+	pool, err := openSchema(ctx, url, schemaOf(group))
 	if err != nil {
 		return err
 	}
@@ -227,7 +237,7 @@ func loadParked(cmd *cobra.Command, name string) (p inbox.Parked, err error) {
 func parseParkedName(name string) (group string, id int64, err error) {
 	group, number, _ := strings.Cut(name, "/")
 	id, err = strconv.ParseInt(number, 10, 64)
-	if err != nil || schemaOf[group] == "" {
+	if err != nil || schemaOf(group) == "" {
 		return "", 0, usage("`orderflow dlq list` shows the names", "%q is not the name of a parked message, such as email/12", name)
 	}
 	return group, id, nil

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -16,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/orderflow-dev/orderflow/inbox"
-	"github.com/orderflow-dev/orderflow/internal/event"
 )
 
 func newDLQImport() *cobra.Command {
@@ -133,18 +134,13 @@ func importAll(cmd *cobra.Command, url string, letters []*letter, commit bool) (
 	show, worked := newProgress(cmd.ErrOrStderr()), 0
 	defer show.end()
 	seen := map[string]int{}
-	for _, group := range event.Groups() {
-		var of []*letter
-		for _, l := range letters {
-			if l.parked.Group == group {
-				of = append(of, l)
-			}
-		}
-		if len(of) == 0 {
-			continue
-		}
+	byGroup := map[string][]*letter{}
+	for _, l := range letters {
+		byGroup[l.parked.Group] = append(byGroup[l.parked.Group], l)
+	}
+	for _, group := range slices.Sorted(maps.Keys(byGroup)) {
 		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
-			for _, l := range of {
+			for _, l := range byGroup[group] {
 				id := group + "/" + l.parked.EventID.String()
 				if first, again := seen[id]; again {
 					l.err = fmt.Errorf("%w: it is on line %d too", inbox.ErrKnown, first)
@@ -241,7 +237,7 @@ func readLetter(text []byte) (*letter, error) {
 	if err := dec.Decode(&doc); err != nil {
 		return nil, err
 	}
-	if schemaOf[doc.Group] == "" {
+	if schemaOf(doc.Group) == "" {
 		return nil, fmt.Errorf("unknown consumer group %q", doc.Group)
 	}
 	if doc.Topic == "" || doc.Key == "" || doc.RecordTime.IsZero() || doc.ParkedAt.IsZero() {

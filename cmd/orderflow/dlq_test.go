@@ -24,7 +24,7 @@ func park(t *testing.T, db *pgtest.DB, group, key string, payload []byte, header
 		INSERT INTO %[1]s.parked_messages (consumer_group, topic, key, hold_key, kafka_partition, kafka_offset, event_id, type,
 		                                   record_time, headers, payload, state, error_class, error, fingerprint)
 		VALUES ($1, 'orders', $2, $2, 0, 7, gen_random_uuid(), 'order.placed.v1', now(), $3::jsonb, $4, 'dead', 'undecodable', 'no', 'f00d')
-		RETURNING id`, schemaOf[group]), group, key, headers, payload).Scan(&id)
+		RETURNING id`, schemaOf(group)), group, key, headers, payload).Scan(&id)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,8 +12,8 @@ import (
 )
 
 func newGroups() *cobra.Command {
-	cmd := &cobra.Command{Use: "groups", Short: "Show where the consumer groups stand, and rewind ours"}
-	cmd.AddCommand(newGroupsList(), newGroupsDescribe(), newGroupsLag(), newGroupsWatch(), newGroupsRewind())
+	cmd := &cobra.Command{Use: "groups", Short: "Show where the consumer groups stand, rewind and rebuild ours"}
+	cmd.AddCommand(newGroupsList(), newGroupsDescribe(), newGroupsLag(), newGroupsWatch(), newGroupsRewind(), newGroupsRebuild())
 	return cmd
 }
 

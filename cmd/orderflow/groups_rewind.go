@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -115,7 +116,7 @@ func (r *rewind) planAndRun(ctx context.Context, out *output) error {
 	if err != nil {
 		return err
 	}
-	docs, err := r.forecast(ctx, moves)
+	docs, err := forecastReads(ctx, r.client, r.pool, r.group, moves)
 	if err != nil {
 		return ownerError(err)
 	}
@@ -156,7 +157,7 @@ func rewindFromFlags(cmd *cobra.Command, args []string) (*rewind, error) {
 		}
 		r.group, r.undo = undo.Group, undo
 	}
-	if schemaOf[r.group] == "" {
+	if !slices.Contains(event.Groups(), r.group) {
 		return nil, usage("use "+strings.Join(event.Groups(), ", ")+": only their consumers can be paused, and drop what they know",
 			"group %q cannot be rewound", r.group)
 	}
@@ -214,20 +215,20 @@ func (r *rewind) plan(ctx context.Context) ([]kafka.Move, error) {
 // maxForecast is the most records of a partition that a forecast looks at.
 const maxForecast = 500
 
-// forecast looks how many of the records that would be read again the group knows.
-func (r *rewind) forecast(ctx context.Context, moves []kafka.Move) ([]moveDoc, error) {
+// forecastReads looks how many of the records that would be read again the group knows.
+func forecastReads(ctx context.Context, client *kgo.Client, pool *pgxpool.Pool, group string, moves []kafka.Move) ([]moveDoc, error) {
 	docs := make([]moveDoc, len(moves))
 	at := map[string]int{}
 	ids := make([][]uuid.UUID, len(moves))
 	var spans []kafka.Span
 	for i, m := range moves {
-		docs[i] = moveDoc{Group: r.group, Topic: m.Topic, Partition: m.Partition, Committed: m.From, Target: m.To, Again: max(0, m.From-m.To)}
+		docs[i] = moveDoc{Group: group, Topic: m.Topic, Partition: m.Partition, Committed: m.From, Target: m.To, Again: max(0, m.From-m.To)}
 		at[fmt.Sprintf("%s/%d", m.Topic, m.Partition)] = i
 		spans = append(spans, kafka.Span{Topic: m.Topic, Partition: m.Partition, From: m.To, To: m.From, Most: maxForecast})
 	}
 	limited, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	err := kafka.Read(limited, r.client, spans, func(record *kgo.Record) {
+	err := kafka.Read(limited, client, spans, func(record *kgo.Record) {
 		i := at[fmt.Sprintf("%s/%d", record.Topic, record.Partition)]
 		docs[i].Sampled++
 		for _, h := range record.Headers {
@@ -240,7 +241,7 @@ func (r *rewind) forecast(ctx context.Context, moves []kafka.Move) ([]moveDoc, e
 		return nil, err // what was read in time makes an estimate
 	}
 	for i := range docs {
-		if docs[i].Duplicates, err = inbox.CountProcessed(ctx, r.pool, r.group, ids[i]); err != nil {
+		if docs[i].Duplicates, err = inbox.CountProcessed(ctx, pool, group, ids[i]); err != nil {
 			return nil, err
 		}
 		docs[i].Estimate = int64(docs[i].Sampled) < docs[i].Again
@@ -251,16 +252,20 @@ func (r *rewind) forecast(ctx context.Context, moves []kafka.Move) ([]moveDoc, e
 func moveTable(docs []moveDoc) *table {
 	t := &table{header: []string{"TOPIC", "PARTITION", "COMMITTED", "TARGET", "AGAIN", "DUPLICATES"}, empty: "nothing to change: no partition is behind its target"}
 	for _, d := range docs {
-		duplicates := fmt.Sprintf("%d of %d", d.Duplicates, d.Again)
-		switch {
-		case d.Again == 0:
-			duplicates = fmt.Sprintf("- (%d records are skipped)", d.Target-d.Committed)
-		case d.Sampled == 0:
-			duplicates = "unknown, no record could be read"
-		case d.Estimate:
-			duplicates = fmt.Sprintf("about %d of %d, by %d of the first %d", int64(d.Duplicates)*d.Again/int64(d.Sampled), d.Again, d.Duplicates, d.Sampled)
-		}
-		t.add(d.Topic, d.Partition, d.Committed, d.Target, d.Again, duplicates)
+		t.add(d.Topic, d.Partition, d.Committed, d.Target, d.Again, d.share())
 	}
 	return t
+}
+
+// share says how many of the records that are read again the group knows.
+func (d moveDoc) share() string {
+	switch {
+	case d.Again == 0:
+		return fmt.Sprintf("- (%d records are skipped)", d.Target-d.Committed)
+	case d.Sampled == 0:
+		return "unknown, no record could be read"
+	case d.Estimate:
+		return fmt.Sprintf("about %d of %d, by %d of the first %d", int64(d.Duplicates)*d.Again/int64(d.Sampled), d.Again, d.Duplicates, d.Sampled)
+	}
+	return fmt.Sprintf("%d of %d", d.Duplicates, d.Again)
 }

@@ -236,7 +236,7 @@ func newEmail() *cobra.Command {
 	}
 	addConsumerFlags(cmd, "email")
 	f := cmd.Flags()
-	f.String("from", "Orderflow <orders@orderflow.example>", "sender of the mails; its domain is part of their Message-IDs")
+	f.String("from", email.DefaultFrom, "sender of the mails; its domain is part of their Message-IDs")
 	f.String("smtp-addr", "127.0.0.1:1025", "mail provider as host:port")
 	f.String("smtp-username", "", "user at the provider, which must offer TLS then")
 	f.String("smtp-password", "", "password at the provider")

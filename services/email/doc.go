@@ -12,6 +12,9 @@
 // needs no question: a 4xx is tried again with growing delays, a 5xx a few times, then the email is failed, where a person
 // finds it.
 //
+// Emails that are made again by a rebuild of the group ([RebuildRoutes]) begin in doubt, as their rows may have been lost after
+// they were sent.
+//
 // The promise ends where the provider's look-up does. It must know of every mail two seconds after the connection that
 // brought it has ended; and a process that is frozen in the instant between its look at the lease and the first byte, for
 // longer than the lease, sends what another has sent meanwhile. Without [Config.LookupURL] an email in doubt is sent again under

@@ -62,7 +62,7 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	c.From = cmp.Or(c.From, "Orderflow <orders@orderflow.example>")
+	c.From = cmp.Or(c.From, DefaultFrom)
 	c.SMTPAddr = cmp.Or(c.SMTPAddr, "127.0.0.1:1025")
 	c.RatePerSecond = cmp.Or(c.RatePerSecond, 500)
 	c.Connections = cmp.Or(c.Connections, 4)
@@ -72,6 +72,20 @@ func (c Config) withDefaults() Config {
 	}
 	return c
 }
+
+// RebuildRoutes returns handlers that insert the emails which are missing, for package inbox's Options.Rebuild. Their rows may have
+// been lost after they were sent, so they are inserted as in doubt: the sender asks every provider before it sends one.
+// from is [Config.From].
+func RebuildRoutes(from string) ([]inbox.Route, error) {
+	domain, err := domainOf(from)
+	if err != nil {
+		return nil, err
+	}
+	return routes(queue{domain, stateSending}), nil
+}
+
+// DefaultFrom is the default of [Config.From].
+const DefaultFrom = "Orderflow <orders@orderflow.example>"
 
 // Run queues and sends emails until ctx ends. It waits for what it needs, and returns an error when it cannot start: no
 // Postgres, no Kafka or missing topics within Config.Wait, or at once topics with another number of partitions. Once it
@@ -120,7 +134,7 @@ func newConsumer(pool *pgxpool.Pool, log *slog.Logger, tel *telemetry.Telemetry,
 	if err != nil {
 		return nil, err
 	}
-	return inbox.NewConsumer(pool, event.GroupEmail, routes(domain), inbox.Options{
+	return inbox.NewConsumer(pool, event.GroupEmail, routes(queue{domain, stateQueued}), inbox.Options{
 		Kafka:      kafka.Options(cfg.Brokers, log),
 		AfterBatch: func() { queued(); cfg.AfterCommit() },
 		Log:        log,

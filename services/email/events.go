@@ -52,26 +52,34 @@ type request struct {
 	content content
 }
 
+// queue is how emails are inserted.
+type queue struct {
+	domain string // of their Message-IDs
+	// state is queued; or sending, for emails that were perhaps sent before their rows were lost: nobody holds their lease,
+	// so the sender asks about them.
+	state string
+}
+
 // routes returns the handlers of the events that users are told of. An email needs no order: one that nobody can make sense
 // of lets the user's others pass.
-func routes(domain string) []inbox.Route {
+func routes(q queue) []inbox.Route {
 	return []inbox.Route{
-		route(domain, event.OrderCompletedV1, func(e event.OrderCompleted) request {
+		route(q, event.OrderCompletedV1, func(e event.OrderCompleted) request {
 			c := content{Currency: e.Currency, Total: e.Total}
 			for _, i := range e.Items {
 				c.Items = append(c.Items, item{Name: i.Name, Quantity: i.Quantity, UnitPrice: i.UnitPrice})
 			}
 			return request{e.OrderID, e.UserID, kindConfirmation, e.Email, c}
 		}),
-		route(domain, event.OrderFailedV1, func(e event.OrderFailed) request {
+		route(q, event.OrderFailedV1, func(e event.OrderFailed) request {
 			c := content{Currency: e.Currency, Total: e.Total, Status: e.Status, Reason: e.Reason}
 			return request{e.OrderID, e.UserID, kindFailure, e.Email, c}
 		}),
-		route(domain, event.OrderRefundedV1, func(e event.OrderRefunded) request {
+		route(q, event.OrderRefundedV1, func(e event.OrderRefunded) request {
 			c := content{Currency: e.Currency, Total: e.Total, Reason: e.Reason}
 			return request{e.OrderID, e.UserID, kindRefund, e.Email, c}
 		}),
-		route(domain, event.ShipmentCreatedV1, func(e event.ShipmentCreated) request {
+		route(q, event.ShipmentCreatedV1, func(e event.ShipmentCreated) request {
 			var c content
 			for _, i := range e.Items {
 				c.Items = append(c.Items, item{Name: i.Name, Quantity: i.Quantity})
@@ -82,17 +90,17 @@ func routes(domain string) []inbox.Route {
 }
 
 // route returns the route of the events of type E, which ask for the email that is made of them.
-func route[E interface{ Topic() string }](domain, eventType string, ask func(E) request) inbox.Route {
+func route[E interface{ Topic() string }](q queue, eventType string, ask func(E) request) inbox.Route {
 	var e E
 	r := inbox.TypedBatch(e.Topic(), eventType, func(ctx context.Context, tx pgx.Tx, events []inbox.Event[E]) error {
-		return enqueue(ctx, tx, domain, events, ask)
+		return enqueue(ctx, tx, q, events, ask)
 	})
 	r.Policy = inbox.ReleaseKey
 	return r
 }
 
-// enqueue inserts the emails that events ask for, as queued.
-func enqueue[E any](ctx context.Context, tx pgx.Tx, domain string, events []inbox.Event[E], ask func(E) request) error {
+// enqueue inserts the emails that events ask for.
+func enqueue[E any](ctx context.Context, tx pgx.Tx, q queue, events []inbox.Event[E], ask func(E) request) error {
 	var (
 		ids, orders                              []uuid.UUID
 		users, kinds, addresses, data, messageID []string
@@ -110,13 +118,14 @@ func enqueue[E any](ctx context.Context, tx pgx.Tx, domain string, events []inbo
 		}
 		ids, orders, users = append(ids, e.ID), append(orders, r.orderID), append(users, r.userID)
 		kinds, addresses, data = append(kinds, r.kind), append(addresses, r.to), append(data, string(shown))
-		messageID = append(messageID, r.orderID.String()+"."+r.kind+"@"+domain)
+		messageID = append(messageID, r.orderID.String()+"."+r.kind+"@"+q.domain)
 	}
 	// An email is known by the event that asked for it. A second event about the same order and kind asks for nothing.
 	_, err := tx.Exec(ctx, `
-		INSERT INTO emails (id, order_id, user_id, kind, to_address, data, message_id)
-		SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::text[])
-		ON CONFLICT DO NOTHING`, ids, orders, users, kinds, addresses, data, messageID)
+		INSERT INTO emails (id, order_id, user_id, kind, to_address, data, message_id, state, lease_token)
+		SELECT e.*, $8::text, CASE WHEN $8::text = 'sending' THEN gen_random_uuid() END
+		FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::jsonb[], $7::text[]) AS e
+		ON CONFLICT DO NOTHING`, ids, orders, users, kinds, addresses, data, messageID, q.state)
 	if err != nil {
 		return fmt.Errorf("queue emails: %w", err)
 	}

@@ -347,7 +347,7 @@ func completed(user string) event.OrderCompleted {
 
 func routeOf(t *testing.T, eventType string) inbox.Route {
 	t.Helper()
-	for _, r := range routes("orderflow.example") {
+	for _, r := range routes(queue{"orderflow.example", stateQueued}) {
 		if r.Type == eventType {
 			return r
 		}

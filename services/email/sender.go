@@ -229,12 +229,32 @@ func (s *sender) ask(ctx context.Context, e *email) outcome {
 }
 
 func (s *sender) lookUp(ctx context.Context, e *email) (bool, error) {
+	if e.Provider == "" {
+		return s.lookUpAnywhere(ctx, e)
+	}
 	for _, p := range s.providers {
 		if p.name == e.Provider {
 			return p.has(ctx, e.MessageID)
 		}
 	}
 	return false, errNoLookup // the provider is configured no more
+}
+
+// lookUpAnywhere asks every provider for an email of which nobody knows who may have it. One that has no look-up is passed over
+// if another has one.
+func (s *sender) lookUpAnywhere(ctx context.Context, e *email) (bool, error) {
+	answer := errNoLookup
+	for _, p := range s.providers {
+		accepted, err := p.has(ctx, e.MessageID)
+		switch {
+		case errors.Is(err, errNoLookup):
+		case err != nil || accepted:
+			return accepted, err
+		default:
+			answer = nil
+		}
+	}
+	return false, answer
 }
 
 // send gives an email to p. It returns an error when the email is not this worker's any more, or nobody can say.

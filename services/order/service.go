@@ -36,6 +36,9 @@ type Config struct {
 	AfterCommit func()
 }
 
+// Routes returns the handlers of the service, for who runs them without the rest of it.
+func Routes() []inbox.Route { return routes() }
+
 // Run runs the order service until ctx ends. It waits for what it needs, and returns an error when it cannot start: no Postgres,
 // no Kafka or missing topics within Config.Wait, or at once topics with another number of partitions. Once it runs, outages
 // are waited out.
