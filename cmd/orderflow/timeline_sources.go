@@ -208,19 +208,22 @@ func (t *trail) readSaga(ctx context.Context, pool *pgxpool.Pool, api apiclient.
 
 func (t *trail) readEmails(ctx context.Context, pool *pgxpool.Pool) error {
 	rows, _ := pool.Query(ctx, `
-		SELECT kind, state, attempts, created_at, sent_at
+		SELECT kind, state, attempts, coalesce(error, ''), created_at, updated_at, sent_at
 		FROM emails
 		WHERE order_id = $1`, t.order) // ForEachRow reports the error
 	var (
-		kind, state string
-		attempts    int
-		queued      time.Time
-		sent        *time.Time
+		kind, state, refusal string
+		attempts             int
+		queued, tried        time.Time
+		sent                 *time.Time
 	)
-	_, err := pgx.ForEachRow(rows, []any{&kind, &state, &attempts, &queued, &sent}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&kind, &state, &attempts, &refusal, &queued, &tried, &sent}, func() error {
 		t.add(queued, "email", kind+" queued", "")
-		if sent != nil {
+		switch {
+		case sent != nil:
 			t.add(*sent, "email", kind+" sent", "attempt %d", attempts)
+		case refusal != "":
+			t.add(tried, "email", kind+" not sent, now "+state, "attempt %d: %s", attempts, refusal)
 		}
 		return nil
 	})

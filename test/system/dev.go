@@ -24,6 +24,8 @@ type Ready struct {
 	SMTP     string `json:"smtp"`
 	Sandbox  string `json:"sandbox"`
 	DataDir  string `json:"data_dir"`
+	// Ops are the base URLs of the services' health and metrics.
+	Ops map[string]string `json:"ops"`
 }
 
 // Dev is a running development system.
