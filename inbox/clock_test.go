@@ -50,7 +50,7 @@ func TestABatchWaitsForMoreUntilItsTimeIsOver(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const linger = 10 * time.Minute
-		l := newLanes(3, linger, newCircuit(slog.New(slog.DiscardHandler)))
+		l := newLanes(3, linger, 100, newCircuit(slog.New(slog.DiscardHandler)))
 		part, rt := newPartition(topicPartition{"orders", 0}), &route{}
 		began := time.Now()
 		inLane(l, part, rt, "a", "b")
@@ -70,7 +70,7 @@ func TestOnlyTheKeyOfAFailedMessageWaitsForItsNextTry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const delay = 700 * time.Millisecond
-		l := newLanes(1, 0, newCircuit(slog.New(slog.DiscardHandler)))
+		l := newLanes(1, 0, 100, newCircuit(slog.New(slog.DiscardHandler)))
 		part, rt := newPartition(topicPartition{"orders", 0}), &route{}
 		began := time.Now()
 		inLane(l, part, rt, "a", "a")
@@ -87,7 +87,7 @@ func TestAnOpenCircuitProbesOneMessageAtATimeAndEverMoreRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		away := errors.New("connection refused")
 		c := newCircuit(slog.New(slog.DiscardHandler))
-		l := newLanes(10, 0, c)
+		l := newLanes(10, 0, 100, c)
 		part, rt := newPartition(topicPartition{"orders", 0}), &route{}
 		inLane(l, part, rt, "a", "b")
 		began := time.Now()

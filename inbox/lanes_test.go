@@ -2,7 +2,6 @@ package inbox
 
 import (
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -49,58 +48,40 @@ func TestWorkersThatWaitForAProbeLookOncePerDelay(t *testing.T) {
 	})
 }
 
-// handled gives each message of a batch the time that its key takes, and finishes it.
-func handled(l *lanes, b *batch, takes map[string]time.Duration) {
-	for _, it := range b.items {
-		it.took = takes[it.key]
-	}
-	l.finish(b, func(*item) bool { return true }, func(*item) decision { return decision{} })
-}
-
 func TestASlowKeyDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	const fast, slow = time.Millisecond, 100 * time.Millisecond
 	for _, tc := range []struct {
 		sentence string
 		takes    map[string]time.Duration
-		want     [][]string // the keys of the batches behind the first
+		want     []string // the keys of the batches behind the first
 	}{
-		{"all alike", map[string]time.Duration{"a": fast, "b": fast, "c": fast}, [][]string{{"a", "a", "b", "b", "c", "c"}}},
-		{"one slow", map[string]time.Duration{"a": fast, "b": slow, "c": fast}, [][]string{{"a", "a"}, {"b"}, {"c", "c"}, {"b"}}},
-		{"the first one slow", map[string]time.Duration{"a": slow, "b": fast, "c": fast}, [][]string{{"a"}, {"b", "b", "c", "c"}, {"a"}}},
-		{"all slow", map[string]time.Duration{"a": slow, "b": slow, "c": slow}, [][]string{{"a", "a", "b", "b", "c", "c"}}},
-		{"slow, but not for long", map[string]time.Duration{"a": 1, "b": 1, "c": fast}, [][]string{{"a", "a", "b", "b", "c", "c"}}},
+		{"all alike", map[string]time.Duration{"a": fast, "b": fast, "c": fast}, []string{"aabbcc"}},
+		{"one slow", map[string]time.Duration{"a": fast, "b": slow, "c": fast}, []string{"aa", "b", "cc", "b"}},
+		{"the first one slow", map[string]time.Duration{"a": slow, "b": fast, "c": fast}, []string{"a", "bbcc", "a"}},
+		{"all slow", map[string]time.Duration{"a": slow, "b": slow, "c": slow}, []string{"aabbcc"}},
+		{"slow, but not for long", map[string]time.Duration{"a": 1, "b": 1, "c": fast}, []string{"aabbcc"}},
 	} {
 		t.Run(tc.sentence, func(t *testing.T) {
 			t.Parallel()
 			l := newLanes(100, 0, 100, newCircuit(slog.New(slog.DiscardHandler)))
-			rt := &route{pace: pace{usual: min(tc.takes["a"], tc.takes["c"])}}
-			part := newPartition(topicPartition{"orders", 0})
-			add := func(times int) {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				for _, key := range []string{"a", "b", "c"} {
-					for range times {
-						it := &item{key: key, route: rt, track: &tracked{part: part}}
-						part.tracked = append(part.tracked, it.track)
-						l.add(part, it)
-					}
+			part, rt := newPartition(topicPartition{"orders", 0}), &route{pace: pace{usual: min(tc.takes["a"], tc.takes["c"])}}
+			handled := func(b *batch) {
+				for _, it := range b.items {
+					it.took = tc.takes[it.key]
 				}
+				finishAll(l, b, decision{fate: done})
 			}
-			add(1)
+			inLane(l, part, rt, "a", "b", "c")
 			first := l.take()
-			add(2) // arrives meanwhile
-			handled(l, first, tc.takes)
+			inLane(l, part, rt, "a", "a", "b", "b", "c", "c") // arrive meanwhile
+			handled(first)
 			for _, want := range tc.want {
 				b := l.take()
-				var keys []string
-				for _, it := range b.items {
-					keys = append(keys, it.key)
-				}
-				if !slices.Equal(keys, want) {
+				if keys := keysOf(b); keys != want {
 					t.Fatalf("a batch of %q, want %q", keys, want)
 				}
-				handled(l, b, tc.takes)
+				handled(b)
 			}
 		})
 	}

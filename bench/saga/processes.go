@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/orderflow-dev/orderflow/bench/internal/legs"
+	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 	"github.com/orderflow-dev/orderflow/services/order"
 	"github.com/orderflow-dev/orderflow/services/sandbox"
 )
@@ -33,7 +34,7 @@ func orderService(ctx context.Context, args []string) error {
 	if err := legs.Say(true); err != nil {
 		return err
 	}
-	return order.Run(ctx, quiet(), order.Config{DatabaseURL: args[0], PaymentURL: args[1], Brokers: args[2:]})
+	return order.Run(ctx, quiet(), order.Config{DatabaseURL: args[0], Payment: providers.Config{URL: args[1]}, Brokers: args[2:]})
 }
 
 // paymentProvider is the sandbox in a process of its own, which says its URL. Its argument is the folder of its journal.
