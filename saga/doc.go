@@ -28,7 +28,8 @@
 //
 // Instances of one lane run in the order in which they were started, one at a time: one that is in doubt or stuck holds
 // its own lane and no other. A lane is leased, and every write is fenced by the lease, so an engine that was paused
-// past its lease can write nothing.
+// past its lease can write nothing. An instance that takes its engine's process down with it, from whatever step, call or
+// query, is stuck after 12 of them ([EngineOptions.MaxCrashes]), and those that the process held beside it go on.
 //
 // # Where it ends
 //

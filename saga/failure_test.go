@@ -332,7 +332,9 @@ func TestRunRefusesToDropAVersionThatIsStillLive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Run(t.Context()); err == nil || !strings.Contains(err.Error(), `"trip" version 1`) {
+	ctx, cancel := context.WithTimeout(t.Context(), deadline) // one that does not refuse runs on
+	defer cancel()
+	if err := e.Run(ctx); err == nil || !strings.Contains(err.Error(), `"trip" version 1`) {
 		t.Errorf("Run = %v, want it to name the version", err)
 	}
 }

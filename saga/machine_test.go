@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -81,12 +82,11 @@ func TestAnythingMayHappenToASaga(t *testing.T) {
 
 func (m *machine) load() *saga.History { return load(m.t, m.pool, m.id) }
 
-// run runs an engine until the saga is at rest, or until it dies at its n-th point.
+// run runs an engine until the saga is at rest or waits for a call that is late, or until it dies at its n-th point.
 func (m *machine) run(n int) {
-	points := make(chan struct{}, 1000)
+	var points atomic.Int32
 	ctx, stop := context.WithCancel(crash.With(m.t.Context(), func(crash.Kind, string) bool {
-		points <- struct{}{}
-		return len(points) == n
+		return int(points.Add(1)) == n
 	}))
 	defer stop()
 	opts := quick()
@@ -105,7 +105,7 @@ func (m *machine) run(n int) {
 			return true
 		default:
 			s := m.load().Instance.State
-			return s.Final() || s == saga.StuckState || s == saga.InDoubt
+			return s.Final() || s == saga.StuckState || s == saga.InDoubt || points.Load() > 60
 		}
 	})
 	stop()
@@ -143,6 +143,7 @@ func (m *machine) arrive() {
 	m.p.late = nil
 	for _, i := range late {
 		m.p.carryOut(m.key(i))
+		m.p.tries[i]++
 	}
 	m.p.mu.Unlock()
 	for _, i := range late {
@@ -208,12 +209,12 @@ func (m *machine) end() {
 	for range 60 {
 		m.arrive()
 		m.run(0)
-		switch m.load().Instance.State {
-		case saga.StuckState:
+		switch s := m.load().Instance.State; {
+		case s == saga.StuckState:
 			m.command("retry", saga.Retry)
-		case saga.InDoubt:
+		case s == saga.InDoubt:
 			m.resolve()
-		default:
+		case s.Final() && len(m.p.late) == 0:
 			return
 		}
 	}

@@ -99,7 +99,8 @@ func (p *participants) next(i int) string {
 		return "ok"
 	}
 	what := p.steps[i].tries[n]
-	if what != "reject" { // a no is for good, also for an engine that did not hear the first one
+	// A no is for good, also for an engine that did not hear the first one. A call that is under way is so for every try.
+	if what != "reject" && what != "late" {
 		p.tries[i]++
 	}
 	return what
@@ -153,7 +154,9 @@ func (p *participants) call(i int) saga.RemoteFunc {
 		case "ok", "unknown but done":
 			p.carryOut(call.Key)
 		case "late":
-			p.late = append(p.late, i)
+			if !slices.Contains(p.late, i) {
+				p.late = append(p.late, i)
+			}
 		}
 		p.mu.Unlock()
 		switch what {

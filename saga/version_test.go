@@ -48,7 +48,9 @@ func TestAnUpgradeEndsOldInstancesUnderTheirOwnSteps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := alone.Run(t.Context()); err == nil || !strings.Contains(err.Error(), `1 instances of "trip" version 1 are live`) {
+	ctx, cancel := context.WithTimeout(t.Context(), deadline) // one that does not refuse runs on
+	defer cancel()
+	if err := alone.Run(ctx); err == nil || !strings.Contains(err.Error(), `1 instances of "trip" version 1 are live`) {
 		t.Errorf("Run without the old version = %v, want it to say what is live", err)
 	}
 	open.Store(true)
