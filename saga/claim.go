@@ -87,7 +87,7 @@ func scanState(row pgx.CollectableRow) (*state, error) {
 		started, deadline, finished *time.Time
 	)
 	in := &s.in
-	err := row.Scan(&in.ID, &in.Lane, &in.Definition, &in.Version, &in.Data, &in.State, &in.Step, &in.Attempt,
+	err := row.Scan(idInto(&in.ID), &in.Lane, &in.Definition, &in.Version, &in.Data, &in.State, &in.Step, &in.Attempt,
 		&in.Failure.Kind, &in.Failure.Step, &in.Failure.Reason, &in.Error, &in.Rev,
 		&in.CancelRequested, &in.ForwardOnly, &in.CreatedAt, &started, &deadline, &in.UpdatedAt, &finished,
 		&s.step, &s.stuckFor, &s.ended, &s.crashes)
@@ -121,12 +121,12 @@ func (e *Engine) loadHeads(ctx context.Context, lanes []string) ([]*state, error
 		return nil, fmt.Errorf("load instances: %w", err)
 	}
 	byID := map[uuid.UUID]*state{}
-	var ids []uuid.UUID
+	var ids uuids
 	for _, s := range heads {
 		s.def = e.defs[defKey{s.in.Definition, s.in.Version}]
 		if s.in.State != Waiting {
 			byID[s.in.ID] = s
-			ids = append(ids, s.in.ID)
+			ids = append(ids, pgID(s.in.ID))
 		}
 	}
 	if len(ids) == 0 {
@@ -135,7 +135,7 @@ func (e *Engine) loadHeads(ctx context.Context, lanes []string) ([]*state, error
 	return heads, e.loadJournal(ctx, ids, byID)
 }
 
-func (e *Engine) loadJournal(ctx context.Context, ids []uuid.UUID, byID map[uuid.UUID]*state) error {
+func (e *Engine) loadJournal(ctx context.Context, ids uuids, byID map[uuid.UUID]*state) error {
 	rows, _ := e.pool.Query(ctx, `
 		SELECT saga_id, step, undo, state, attempt, lost, key_since, intent_at, outcome_at, result, saved, answer,
 			coalesce(error, '')
@@ -147,7 +147,7 @@ func (e *Engine) loadJournal(ctx context.Context, ids []uuid.UUID, byID map[uuid
 		since, outcome        *time.Time
 		result, saved, answer *json.RawMessage
 	)
-	_, err := pgx.ForEachRow(rows, []any{&id, &k.step, &k.undo, &en.state, &en.attempt, &en.lost, &since, &en.intentAt,
+	_, err := pgx.ForEachRow(rows, []any{idInto(&id), &k.step, &k.undo, &en.state, &en.attempt, &en.lost, &since, &en.intentAt,
 		&outcome, &result, &saved, &answer, &en.err}, func() error {
 		en.keySince, en.outcomeAt = orZero(since), orZero(outcome)
 		en.result, en.saved, en.answer = orNil(result), orNil(saved), orNil(answer)
@@ -179,7 +179,7 @@ func (e *Engine) tasks(ctx context.Context, c *claimed, at time.Time) ([]*task, 
 	}
 	var (
 		tasks   []*task
-		crashed []uuid.UUID
+		crashed uuids
 		idle    = map[string]bool{}
 	)
 	for _, lane := range c.lanes {
@@ -189,7 +189,7 @@ func (e *Engine) tasks(ctx context.Context, c *claimed, at time.Time) ([]*task, 
 		delete(idle, s.in.Lane)
 		if c.crashed[s.in.Lane] {
 			s.crashes = max(s.crashes, min(s.crashes+1, suspectFrom))
-			crashed = append(crashed, s.in.ID)
+			crashed = append(crashed, pgID(s.in.ID))
 		}
 		tasks = append(tasks, e.newTask(s, c.byLane[s.in.Lane], at, c.crashed[s.in.Lane]))
 	}
@@ -284,9 +284,17 @@ func (e *Engine) renew(ctx context.Context, claims []claim) error {
 	return nil
 }
 
-func columns(claims []claim) (lanes []string, tokens []uuid.UUID, revs []int64) {
+func columns(claims []claim) (lanes []string, tokens uuids, revs []int64) {
 	for _, c := range claims {
-		lanes, tokens, revs = append(lanes, c.lane), append(tokens, c.token), append(revs, c.rev)
+		lanes, tokens, revs = append(lanes, c.lane), append(tokens, pgID(c.token)), append(revs, c.rev)
 	}
 	return lanes, tokens, revs
 }
+
+// uuids are ids as they go to Postgres. Each [uuid.UUID] would go as a driver.Valuer, through text.
+type uuids = pgtype.FlatArray[pgtype.UUID]
+
+func pgID(id uuid.UUID) pgtype.UUID { return pgtype.UUID{Bytes: id, Valid: true} }
+
+// idInto reads an id without that detour.
+func idInto(id *uuid.UUID) *[16]byte { return (*[16]byte)(id) }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -38,7 +37,7 @@ func (b *batch) flush(ctx context.Context) error {
 
 func (b *batch) flushJournal(q *pgx.Batch) {
 	var (
-		ids                      []uuid.UUID
+		ids                      uuids
 		steps, attempts, losts   []int
 		undos, answered          []bool
 		names, states            []string
@@ -53,7 +52,7 @@ func (b *batch) flushJournal(q *pgx.Batch) {
 				c := callKey(u.s.in.ID, spec.name, k.undo)
 				key = &c
 			}
-			ids, steps, undos, names = append(ids, u.s.in.ID), append(steps, k.step), append(undos, k.undo), append(names, spec.name)
+			ids, steps, undos, names = append(ids, pgID(u.s.in.ID)), append(steps, k.step), append(undos, k.undo), append(names, spec.name)
 			states, attempts, losts = append(states, string(e.state)), append(attempts, e.attempt), append(losts, e.lost)
 			keys, since = append(keys, key), append(since, orNull(e.keySince))
 			intents, outcomes = append(intents, orNull(e.intentAt)), append(outcomes, orNull(e.outcomeAt))
@@ -91,7 +90,7 @@ func (b *batch) flushJournal(q *pgx.Batch) {
 
 func (b *batch) flushInstances(q *pgx.Batch) *pgx.QueuedQuery {
 	var (
-		ids                                  []uuid.UUID
+		ids                                  uuids
 		revs                                 []int64
 		steps, attempts                      []int
 		states, names                        []string
@@ -101,7 +100,7 @@ func (b *batch) flushInstances(q *pgx.Batch) *pgx.QueuedQuery {
 	)
 	for _, u := range b.units {
 		in := &u.s.in
-		ids, revs = append(ids, in.ID), append(revs, in.Rev)
+		ids, revs = append(ids, pgID(in.ID)), append(revs, in.Rev)
 		states, names = append(states, string(in.State)), append(names, in.Step)
 		steps, attempts = append(steps, u.s.step), append(attempts, in.Attempt)
 		kinds, failed = append(kinds, text(string(in.Failure.Kind))), append(failed, text(in.Failure.Step))

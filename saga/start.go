@@ -29,7 +29,7 @@ func Start(ctx context.Context, tx pgx.Tx, starts ...NewInstance) error {
 		return nil
 	}
 	var (
-		ids          []uuid.UUID
+		ids          uuids
 		lanes, names []string
 		versions     []int
 		data         []string
@@ -46,7 +46,7 @@ func Start(ctx context.Context, tx pgx.Tx, starts ...NewInstance) error {
 		if raw == nil {
 			raw = []byte("null")
 		}
-		ids, lanes, names = append(ids, s.ID), append(lanes, s.Lane), append(names, s.Definition)
+		ids, lanes, names = append(ids, pgID(s.ID)), append(lanes, s.Lane), append(names, s.Definition)
 		versions, data = append(versions, s.Version), append(data, string(raw))
 		distinct = append(distinct, s.Lane)
 	}

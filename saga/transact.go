@@ -85,11 +85,11 @@ type batch struct {
 func (b *batch) fence(ctx context.Context, tasks []*task) error {
 	var (
 		claims []claim
-		ids    []uuid.UUID
+		ids    uuids
 		byID   = map[uuid.UUID]*task{}
 	)
 	for _, t := range tasks {
-		claims, ids, byID[t.s.in.ID] = append(claims, t.claim), append(ids, t.s.in.ID), t
+		claims, ids, byID[t.s.in.ID] = append(claims, t.claim), append(ids, pgID(t.s.in.ID)), t
 	}
 	lanes, tokens, revs := columns(claims)
 	got := map[string]bool{}
@@ -116,7 +116,7 @@ func (b *batch) fence(ctx context.Context, tasks []*task) error {
 			cancelled bool
 			rev       int64
 		)
-		_, err := pgx.ForEachRow(rows, []any{&id, &cancelled, &rev}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{idInto(&id), &cancelled, &rev}, func() error {
 			t := byID[id]
 			if got[t.lane] {
 				s := t.s.draft()
