@@ -27,6 +27,7 @@ type Call struct {
 	saved  json.RawMessage
 	result json.RawMessage
 	pool   *pgxpool.Pool
+	share  func(ctx context.Context, raw json.RawMessage) bool // as [saver.share]
 }
 
 // callKey is constant by design: a key per attempt is how one order gets charged twice.
@@ -47,26 +48,35 @@ func (c *Call) Save(ctx context.Context, v any) error {
 		return err
 	}
 	return commit(ctx, "save "+c.name, func() error {
-		// The share lock makes a claim and a save exclude each other: an engine that takes the lane after this has
-		// committed reads it, and one that took it before makes it match no row.
-		tag, err := c.pool.Exec(ctx, `
-			WITH held AS (
-				SELECT 1 FROM saga_lanes
-				WHERE lane = $1 AND token = $2 AND rev = $3
-				FOR SHARE
-			)
-			UPDATE saga_journal SET saved = $6
-			WHERE saga_id = $4 AND step = $5 AND NOT undo AND EXISTS (SELECT FROM held)`,
-			c.claim.lane, c.claim.token, c.claim.rev, c.saga, c.step, raw)
-		if err != nil {
-			return fmt.Errorf("save progress of %s: %w", c.ActionKey, err)
-		}
-		if tag.RowsAffected() == 0 {
-			return fmt.Errorf("save progress of %s: %w", c.ActionKey, ErrFenced)
+		if !c.share(ctx, raw) {
+			if err := c.saveAlone(ctx, raw); err != nil {
+				return err
+			}
 		}
 		c.saved = raw
 		return nil
 	})
+}
+
+func (c *Call) saveAlone(ctx context.Context, raw json.RawMessage) error {
+	// The share lock makes a claim and a save exclude each other: an engine that takes the lane after this has
+	// committed reads it, and one that took it before makes it match no row.
+	tag, err := c.pool.Exec(ctx, `
+		WITH held AS (
+			SELECT 1 FROM saga_lanes
+			WHERE lane = $1 AND token = $2 AND rev = $3
+			FOR SHARE
+		)
+		UPDATE saga_journal SET saved = $6
+		WHERE saga_id = $4 AND step = $5 AND NOT undo AND EXISTS (SELECT FROM held)`,
+		c.claim.lane, c.claim.token, c.claim.rev, c.saga, c.step, raw)
+	if err != nil {
+		return fmt.Errorf("save progress of %s: %w", c.ActionKey, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("save progress of %s: %w", c.ActionKey, ErrFenced)
+	}
+	return nil
 }
 
 // Saved reads what the step last saved into v, and reports whether there is anything.

@@ -63,6 +63,6 @@
 //
 // # Connections
 //
-// The engine needs five to seven connections: one for each worker, one to look for work, one to count what is live every
-// few seconds, and those of calls that save progress.
+// The engine needs six to eight connections: one for each worker, one to look for work, one to count what is live every few
+// seconds, and one, seldom two, for calls that save progress.
 package saga

@@ -3,6 +3,7 @@ package saga
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -40,11 +41,12 @@ func (r *run) startCall(ctx context.Context, t *task, a act, from entry) {
 
 // call runs the function with its own timeout, which neither a cancel of the saga nor its deadline cuts short.
 func (r *run) call(ctx context.Context, t *task, a act) (*event, error) {
-	spec := t.s.spec()
+	spec, alive := t.s.spec(), ctx
 	ctx, cancel := r.callContext(ctx, t, spec.timeout)
 	defer cancel()
 	c := newCall(t.s, t.claim, a == actUndoSend)
 	c.pool = r.pool
+	c.share = func(ctx context.Context, raw json.RawMessage) bool { return r.saves.share(ctx, alive, c, raw) }
 	in := t.s.in
 	ev := &event{step: t.s.step, undo: a == actUndoSend, asked: a == actAsk}
 	ev.attempt = t.s.journal[entryKey{ev.step, ev.undo}].attempt

@@ -20,6 +20,7 @@ type run struct {
 	*Engine
 	queue *queue
 	calls sync.WaitGroup
+	saves saver
 	done  chan struct{}
 	stop  context.CancelCauseFunc
 
@@ -28,7 +29,9 @@ type run struct {
 }
 
 func newRun(e *Engine, stop context.CancelCauseFunc) *run {
-	return &run{Engine: e, queue: newQueue(e.opts), done: make(chan struct{}), stop: stop, cuts: map[*task]context.CancelFunc{}}
+	r := &run{Engine: e, queue: newQueue(e.opts), done: make(chan struct{}), stop: stop, cuts: map[*task]context.CancelFunc{}}
+	r.saves.pool, r.saves.runs = e.pool, &r.calls
+	return r
 }
 
 // kill ends everything at once.
