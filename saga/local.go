@@ -158,9 +158,10 @@ func (b *batch) succeeded(u *unit) {
 	s.succeed()
 }
 
-// savepoint runs f under a savepoint that is only made if f touches the database: a step that computes costs nothing.
+// savepoint runs f under a savepoint that is only made if f touches the database: a step that computes costs nothing. One
+// that did its work is released with the next one's begin, or by the commit.
 func (b *batch) savepoint(ctx context.Context, f func(tx pgx.Tx) error) (failure, err error) {
-	tx := &stepTx{Tx: b.tx}
+	tx := &stepTx{Tx: b.tx, after: b.unreleased}
 	failure = guard(func() error { return f(tx) })
 	if tx.err != nil {
 		return nil, tx.err
@@ -173,19 +174,17 @@ func (b *batch) savepoint(ctx context.Context, f func(tx pgx.Tx) error) (failure
 	}
 	b.savepoints++
 	if failure == nil {
-		if _, err := b.tx.Exec(ctx, `RELEASE SAVEPOINT saga_step`); err == nil {
+		if b.tx.Conn().PgConn().TxStatus() == 'T' {
+			b.unreleased = `RELEASE SAVEPOINT saga_step; `
 			return nil, nil
-		} else {
-			failure = fmt.Errorf("the step went on after an error of the database: %w", err)
 		}
+		failure = errors.New("the step went on after an error of the database")
 	}
 	if b.tx.Conn().IsClosed() || infrastructure(failure) {
 		return nil, failure
 	}
-	if _, err := b.tx.Exec(ctx, `ROLLBACK TO SAVEPOINT saga_step`); err != nil {
-		return nil, fmt.Errorf("take a step back: %w", err)
-	}
-	if _, err := b.tx.Exec(ctx, `RELEASE SAVEPOINT saga_step`); err != nil {
+	b.unreleased = ""
+	if _, err := b.tx.Exec(ctx, `ROLLBACK TO SAVEPOINT saga_step; RELEASE SAVEPOINT saga_step`); err != nil {
 		return nil, fmt.Errorf("take a step back: %w", err)
 	}
 	return failure, nil
@@ -251,8 +250,9 @@ func waitedInVain(err error) bool {
 // stepTx is the transaction as a step sees it.
 type stepTx struct {
 	pgx.Tx
-	open bool
-	err  error
+	after string // what has to come before the savepoint
+	open  bool
+	err   error
 }
 
 var errStepEndsTx = errors.New("saga: a step may not end the transaction it shares")
@@ -261,7 +261,7 @@ func (t *stepTx) begin(ctx context.Context) error {
 	if t.open || t.err != nil {
 		return t.err
 	}
-	if _, err := t.Tx.Exec(ctx, `SAVEPOINT saga_step`); err != nil {
+	if _, err := t.Tx.Exec(ctx, t.after+`SAVEPOINT saga_step`); err != nil {
 		t.err = fmt.Errorf("savepoint: %w", err)
 		return t.err
 	}

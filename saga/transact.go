@@ -78,6 +78,7 @@ type batch struct {
 	fenced []*task // the lane is not ours any more
 
 	savepoints int
+	unreleased string // the statement for the last one
 }
 
 // fence locks the lanes that are still ours. It waits for nobody, so it cannot deadlock with transactions that start
