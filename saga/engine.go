@@ -17,6 +17,7 @@ const (
 	defaultKeyWindow = 23 * time.Hour
 	defaultLease     = 5 * time.Second
 	sweepEvery       = time.Second
+	sweepPause       = 20              // times as long as a full look took, if that is longer
 	lastWrites       = 5 * time.Second // for the outcomes of calls that were cut off
 )
 

@@ -87,9 +87,9 @@ func (r *run) finish(ctx context.Context) error {
 // look claims lanes until stop ends.
 func (r *run) look(ctx context.Context, stop <-chan struct{}) {
 	var (
-		floor   time.Time
-		sweepAt time.Time
-		pause   = r.opts.MinPoll
+		floor           time.Time
+		keepAt, sweepAt time.Time
+		pause           = r.opts.MinPoll
 	)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -102,14 +102,22 @@ func (r *run) look(ctx context.Context, stop <-chan struct{}) {
 		case <-r.kick:
 		case <-timer.C:
 		}
-		// A lane can become due below the floor: its transaction was slow to commit, or its row was locked. The full
-		// look each second finds it.
-		from, now := floor, time.Now()
-		if now.After(sweepAt) {
-			from, sweepAt = time.Time{}, now.Add(sweepEvery)
+		now := time.Now()
+		if now.After(keepAt) {
+			keepAt = now.Add(sweepEvery)
 			r.keep(ctx)
 		}
+		// A lane can become due below the floor: its transaction was slow to commit, or its row was locked. The full
+		// look each second finds it.
+		from, sweep := floor, now.After(sweepAt)
+		if sweep {
+			from = time.Time{}
+		}
 		n, next, err := r.claimOnce(ctx, from)
+		if sweep {
+			// While somebody holds an old snapshot it walks over all that was done since, and must not come to do nothing else.
+			sweepAt = now.Add(max(sweepEvery, sweepPause*time.Since(now)))
+		}
 		if next.After(floor) || n == r.opts.BatchSize {
 			floor = next
 		}
