@@ -108,7 +108,7 @@ func (r *run) look(ctx context.Context, stop <-chan struct{}) {
 			r.keep(ctx)
 		}
 		// A lane can become due below the floor: its transaction was slow to commit, or its row was locked. The full
-		// look each second finds it.
+		// look finds it.
 		from, sweep := floor, now.After(sweepAt)
 		if sweep {
 			from = time.Time{}
