@@ -189,6 +189,7 @@ func TestAWebhookMayComeBeforeTheAnswer(t *testing.T) {
 		}
 		return http.StatusOK
 	})
+	t.Cleanup(func() { close(release) })
 	b, _ := start(t, hooks.config())
 	for _, tc := range []struct {
 		method string
