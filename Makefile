@@ -8,7 +8,7 @@ LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
 # The compose plugin where Docker has it; elsewhere it is built from its module.
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,$(BIN)/docker-compose)
 
-.PHONY: help dev kafka build test test-history test-order test-servers test-kafka test-compose lint bench bench-outbox bench-inbox bench-saga up down logs fmt clean
+.PHONY: help dev kafka build test test-history test-order test-payments test-alerts test-servers test-kafka test-compose lint bench bench-outbox bench-inbox bench-saga up down logs fmt clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -49,6 +49,9 @@ test-alerts: ## Check the alert rules and what they fire at; needs promtool, of 
 
 test-servers: ## Run the outbox with a pooler, replicas and dumps; needs Debian's packages postgresql and pgbouncer
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -count=1 -tags servers -timeout 10m ./outbox
+
+test-payments: ## Crash the order saga at every point of every way that a payment can go, as make test does for a few
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) -C services/order test -race -timeout 15m -run TestEveryCrash -order.whole
 
 test-kafka: $(BIN)/kafka ## Run the suites that use Kafka on Apache Kafka; ARGS="-run NAME ./inbox" for some of it
 	@$(BIN)/kafka test $(ARGS)

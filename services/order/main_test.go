@@ -42,8 +42,16 @@ func newShop(t testing.TB, stock map[string]int64) *shop {
 }
 
 // place inserts an order as the api does and returns the event that tells of it.
-func (s *shop) place(t testing.TB, user, method string, items ...event.Item) event.OrderPlaced {
+func (s *shop) place(t testing.TB, user, method string, items ...event.Item) (e event.OrderPlaced) {
 	t.Helper()
+	s.tx(t, func(tx pgx.Tx) (err error) {
+		e, err = insert(t.Context(), tx, user, method, items...)
+		return err
+	})
+	return e
+}
+
+func insert(ctx context.Context, tx pgx.Tx, user, method string, items ...event.Item) (event.OrderPlaced, error) {
 	o := order.Order{
 		ID: uuid.Must(uuid.NewV7()), UserID: user, Currency: "EUR", Email: user + "@example.com", PaymentMethod: method,
 		CreatedAt: time.Now().UTC(),
@@ -53,11 +61,13 @@ func (s *shop) place(t testing.TB, user, method string, items ...event.Item) eve
 		o.Items = append(o.Items, order.Item{SKU: items[i].SKU, Name: items[i].Name, Quantity: items[i].Quantity, UnitPrice: 1000})
 		o.Total += items[i].Quantity * 1000
 	}
-	s.tx(t, func(tx pgx.Tx) error { return order.Insert(t.Context(), tx, &o) })
+	if err := order.Insert(ctx, tx, &o); err != nil {
+		return event.OrderPlaced{}, err
+	}
 	return event.OrderPlaced{
 		OrderID: o.ID, UserID: user, UserSeq: o.UserSeq, Currency: o.Currency, Total: o.Total, Email: o.Email,
 		PaymentMethod: method, Items: items, PlacedAt: o.CreatedAt,
-	}
+	}, nil
 }
 
 // tx runs f in a transaction of the service's role.
@@ -119,10 +129,13 @@ func instance(t testing.TB, e event.OrderPlaced) *saga.Instance {
 
 func item(sku string, quantity int64) event.Item { return event.Item{SKU: sku, Quantity: quantity} }
 
+// patience is more than anything takes on a busy machine.
+const patience = 2 * time.Minute
+
 // eventually waits until check returns nil.
 func eventually(t testing.TB, what string, check func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for {
 		err := check()
@@ -131,7 +144,7 @@ func eventually(t testing.TB, what string, check func() error) {
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("%s: not within 30 s: %v", what, err)
+			t.Fatalf("%s: not within %v: %v", what, patience, err)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -61,6 +61,11 @@ func newWorld(t testing.TB, stock map[string]int64, between func(w *world, next 
 
 func startSandbox(t testing.TB) (base string) {
 	t.Helper()
+	return runSandbox(t, sandbox.Config{Slow: 300 * time.Millisecond, Late: 4 * time.Second})
+}
+
+func runSandbox(t testing.TB, cfg sandbox.Config) (base string) {
+	t.Helper()
 	web, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -69,12 +74,8 @@ func startSandbox(t testing.TB) (base string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	background(t, func(ctx context.Context) error {
-		return sandbox.Run(ctx, slog.New(slog.DiscardHandler), sandbox.Config{
-			Listener: web, SMTPListener: mail, DataDir: dir, Slow: 300 * time.Millisecond, Late: 4 * time.Second,
-		})
-	})
+	cfg.Listener, cfg.SMTPListener, cfg.DataDir = web, mail, t.TempDir()
+	background(t, func(ctx context.Context) error { return sandbox.Run(ctx, slog.New(slog.DiscardHandler), cfg) })
 	return "http://" + web.Addr().String()
 }
 
@@ -119,12 +120,18 @@ func (w *world) awaitStatus(t testing.TB, id uuid.UUID, status string) {
 // outside returns what the provider has done for an order.
 func (w *world) outside(t testing.TB, id uuid.UUID) string {
 	t.Helper()
+	return w.allOutside(t)[id.String()]
+}
+
+// allOutside returns what the provider has done for each order.
+func (w *world) allOutside(t testing.TB) map[string]string {
+	t.Helper()
 	resp, err := http.Get(w.sandbox + "/v1/journal")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var did []string
+	did := map[string][]string{}
 	for dec := json.NewDecoder(resp.Body); dec.More(); {
 		var e struct {
 			Kind      string `json:"kind"`
@@ -134,11 +141,13 @@ func (w *world) outside(t testing.TB, id uuid.UUID) string {
 		if err := dec.Decode(&e); err != nil {
 			t.Fatal(err)
 		}
-		if e.Reference == id.String() {
-			did = append(did, fmt.Sprintf("%s %d", e.Kind, e.Amount))
-		}
+		did[e.Reference] = append(did[e.Reference], fmt.Sprintf("%s %d", e.Kind, e.Amount))
 	}
-	return strings.Join(did, ", ")
+	all := make(map[string]string, len(did))
+	for reference, what := range did {
+		all[reference] = strings.Join(what, ", ")
+	}
+	return all
 }
 
 // told returns the type and the payload of the one message that tells how an order ended.
@@ -172,6 +181,8 @@ func TestOrdersEndAsTheirPaymentAndStockAllow(t *testing.T) {
 		{"an unknown method is declined", "pm_other", "pen", "payment_failed", reasonDeclined, "", "declined"},
 		{"a lost answer is found", "pm_lost_answer", "pen", "completed", "", "charge 2000", "charged"},
 		{"one error of the provider costs nothing", "pm_error_once", "pen", "completed", "", "charge 2000", "charged"},
+		{"a charge whose answer never comes is found", "pm_timeout_charged", "pen", "completed", "", "charge 2000", "charged"},
+		{"so is one that was answered with an error", "pm_error_charged", "pen", "completed", "", "charge 2000", "charged"},
 		{"a slow provider is waited for", "pm_slow", "pen", "completed", "", "charge 2000", "charged"},
 		{"one that never answers is called off", "pm_timeout", "pen", "payment_failed", reasonNoAnswer, "cancel 2000", "cancelled"},
 		{"a charge that comes late is found", "pm_late", "pen", "completed", "", "charge 2000", "charged"},
