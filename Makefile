@@ -42,7 +42,6 @@ test-order: ## Prove the inbox in SEEDS random rounds: each effect once and in o
 	$(GO) -C inbox test -timeout 15m -run TestOrderHolds \
 		-inbox.seeds=$(SEEDS) $(if $(SEED),-inbox.seed=$(SEED))
 
-.PHONY: test-alerts
 test-alerts: ## Check the alert rules and what they fire at; needs promtool, of Debian's package prometheus
 	promtool check rules deploy/alerts/saga.yml
 	promtool test rules deploy/alerts/saga_test.yml
