@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,7 +94,7 @@ func TestEveryCrashLeavesOrdersPaymentsAndStockExact(t *testing.T) {
 			t.Parallel()
 			w := way.till(t)
 			if way.method == "pm_webhook_only" {
-				w.front.fault = noLookUps
+				w.front.fault = noLookUps()
 			}
 			w.everyCrash(t, func(t testing.TB) *sagatest.World {
 				e := w.placed(t, way.method)
@@ -126,13 +128,20 @@ func (y way) till(t testing.TB) *till {
 	return w
 }
 
-// noLookUps leaves the webhook as the only way to learn of a charge. To take one back, look-ups are needed.
-func noLookUps(rw http.ResponseWriter, r *http.Request, next http.Handler) {
-	if r.Method == http.MethodGet {
-		rw.WriteHeader(http.StatusServiceUnavailable)
-		return
+// noLookUps leaves the webhook as the only way to learn of a charge: an intent whose confirm was sent is not shown any more.
+// To take a charge back, look-ups are needed.
+func noLookUps() func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+	var confirmed sync.Map // by path
+	return func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		if intent, ok := strings.CutSuffix(r.URL.Path, "/confirm"); ok {
+			confirmed.Store(intent, true)
+		}
+		if _, ok := confirmed.Load(r.URL.Path); ok {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		next.ServeHTTP(rw, r)
 	}
-	next.ServeHTTP(rw, r)
 }
 
 // everyCrash is the one place that calls sagatest.
