@@ -1,6 +1,7 @@
 package order
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -82,7 +83,9 @@ func (w *till) serve(t testing.TB, addr string, handler http.Handler) {
 	go func() { ended <- server.Serve(ln) }()
 	t.Cleanup(func() {
 		_ = server.Close()
-		<-ended
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 }
 
