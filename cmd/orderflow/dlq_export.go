@@ -1,7 +1,10 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"io"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,6 +27,13 @@ type letterDoc struct {
 	Headers    []letterHeader `json:"headers"`
 	Payload    []byte         `json:"payload"`
 	Edits      []letterEdit   `json:"edits,omitempty"`
+}
+
+// endDoc is the last line of an export. A file without it was cut off, be it between two lines.
+type endDoc struct {
+	Version  int    `json:"version"`
+	Messages int    `json:"messages"`
+	SHA256   string `json:"sha256"` // of the lines before it, in hex
 }
 
 type letterHeader struct {
@@ -83,9 +93,9 @@ func newDLQExport() *cobra.Command {
 		Use:   "export",
 		Short: "Write parked messages to stdout, complete",
 		Long: `Writes parked messages to stdout, a JSON document per line, with all that belongs to them: key, headers and payload in
-base64, failures, edits. "orderflow dlq import" puts them back. Without --state also those that wait are written, so that the
+base64, failures, edits. The last line counts them, with a hash. "orderflow dlq import" puts them back. Without --state also those that wait are written, so that the
 line of a key stays whole. The file holds what the messages hold: keep it as you keep the database.`,
-		Example: "  orderflow dlq export --group order > letters.jsonl\n  orderflow dlq export --state dead --class business_invalid | jq -r '.payload | @base64d'",
+		Example: "  orderflow dlq export --group order > letters.jsonl\n  orderflow dlq export --state dead --class business_invalid | jq -r '.payload // empty | @base64d'",
 		Args:    cobra.NoArgs,
 		RunE:    exportParked,
 	}
@@ -108,7 +118,8 @@ func exportParked(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		return err
 	}
-	out := &output{w: cmd.OutOrStdout()}
+	sum := sha256.New()
+	out := &output{w: io.MultiWriter(cmd.OutOrStdout(), sum)}
 	show, written := newProgress(cmd.ErrOrStderr()), 0
 	err = eachGroup(cmd, url, func(pool *pgxpool.Pool, group string) error {
 		for _, p := range found {
@@ -133,6 +144,9 @@ func exportParked(cmd *cobra.Command, _ []string) error {
 	if err != nil {
 		show.end()
 		return partial(written, err)
+	}
+	if err := out.line(endDoc{letterVersion, written, hex.EncodeToString(sum.Sum(nil))}); err != nil {
+		return err
 	}
 	show.say("%d messages were exported", written)
 	return nil

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,7 +31,8 @@ the file; - is stdin. All of them are dead there: nothing runs until "orderflow 
 messages of these keys wait behind them. Edits come along.
 
 A message that its group knows, as parked, done or discarded, is not taken: the same file may be imported any number of
-times. Each line says what became of it. A file with a bad line is refused as a whole.
+times. Each line says what became of it. A file with a bad line is refused as a whole, and so is one that does not end with the
+line that counts the others: it was cut off. --partial takes what is left of such a file, or of one that somebody has filtered.
 
 Without --yes it only prints what it would do. Exit code 6: a message was refused for another reason than that it is known.`,
 		Example: "  orderflow dlq import letters.jsonl --dry-run\n  orderflow dlq import letters.jsonl --yes",
@@ -37,6 +40,7 @@ Without --yes it only prints what it would do. Exit code 6: a message was refuse
 		RunE:    importLetters,
 	}
 	cmd.Flags().Bool("dry-run", false, "only print what would be done, even with --yes")
+	cmd.Flags().Bool("partial", false, "take a file that is not the whole of what was exported")
 	addYesFlag(cmd)
 	addDatabaseFlag(cmd)
 	addOutputFlag(cmd)
@@ -181,39 +185,58 @@ func importOne(ctx context.Context, pool *pgxpool.Pool, p inbox.Parked, commit b
 }
 
 func openLetters(cmd *cobra.Command, name string) ([]*letter, error) {
+	partial, _ := cmd.Flags().GetBool("partial")
 	if name == "-" {
-		return readLetters(cmd.InOrStdin(), "stdin")
+		return readLetters(cmd.InOrStdin(), "stdin", partial)
 	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, usage("", "%w", err)
 	}
 	defer f.Close()
-	return readLetters(f, name)
+	return readLetters(f, name, partial)
 }
 
-// readLetters reads a whole export, or says which line of it is bad.
-func readLetters(r io.Reader, name string) ([]*letter, error) {
+// readLetters reads whole exports, one behind another, or says what is wrong with them. partial takes parts of them as well.
+func readLetters(r io.Reader, name string, partial bool) ([]*letter, error) {
 	var letters []*letter
-	in := bufio.NewReader(r)
+	in, sum, whole, counted := bufio.NewReader(r), sha256.New(), partial, 0
 	for line := 1; ; line++ {
 		text, err := in.ReadBytes('\n')
 		last := errors.Is(err, io.EOF)
 		if err != nil && !last {
 			return nil, fmt.Errorf("read %s: %w", name, err)
 		}
-		if len(bytes.TrimSpace(text)) > 0 {
+		if end, is := readEnd(text); is {
+			if whole = partial || end == (endDoc{letterVersion, len(letters) - counted, hex.EncodeToString(sum.Sum(nil))}); !whole {
+				return nil, usage("nothing was imported; export it again, or take it as it is with --partial",
+					"%s, line %d: it counts %d messages, and other ones than the %d before it: the file was changed", name, line, end.Messages, len(letters)-counted)
+			}
+			counted = len(letters)
+			sum.Reset()
+		} else if len(bytes.TrimSpace(text)) > 0 {
 			l, bad := readLetter(text)
 			if bad != nil {
 				return nil, usage("nothing was imported", "%s, line %d: %w", name, line, bad)
 			}
-			l.line = line
+			l.line, whole = line, partial
 			letters = append(letters, l)
+			sum.Write(text)
+		}
+		if last && !whole {
+			return nil, usage("nothing was imported; export it again, or take what is there with --partial",
+				"%s has no last line that counts the others: it was cut off", name)
 		}
 		if last {
 			return letters, nil
 		}
 	}
+}
+
+// readEnd reads the last line of an export, and reports whether text is one.
+func readEnd(text []byte) (end endDoc, is bool) {
+	err := json.Unmarshal(text, &end)
+	return end, err == nil && end.SHA256 != ""
 }
 
 func readLetter(text []byte) (*letter, error) {

@@ -15,6 +15,9 @@ func letters(t *testing.T, export string) []letterDoc {
 	t.Helper()
 	var docs []letterDoc
 	for line := range strings.Lines(export) {
+		if _, is := readEnd([]byte(line)); is {
+			continue
+		}
 		var doc letterDoc
 		if err := json.Unmarshal([]byte(line), &doc); err != nil {
 			t.Fatalf("%s: %v", line, err)
@@ -87,7 +90,9 @@ func TestABadExportIsRefusedAsAWhole(t *testing.T) {
 	s := newShop(t)
 	s.publish("ada", []byte("{"))
 	s.waitForDead(1)
-	good := s.dlq("export").stdout
+	whole := s.dlq("export").stdout
+	good, end, _ := strings.Cut(whole, "\n")
+	good += "\n"
 	if _, err := s.db.Pool.Exec(t.Context(), `TRUNCATE warehouse.parked_messages, warehouse.inbox_holds, warehouse.processed_messages`); err != nil {
 		t.Fatal(err)
 	}
@@ -115,8 +120,20 @@ func TestABadExportIsRefusedAsAWhole(t *testing.T) {
 		{"no topic", with(`"topic":"orders.completed"`, `"topic":""`), exitUsage, "line 2: topic, key"},
 		{"a key that is not its record's", strings.TrimPrefix(with(`"key":"ada"`, `"key":"eve"`), good), exitFailure, "line 1: message"},
 	} {
-		if got := s.dlq("import", file(t, []byte(tc.content)), "--yes"); got.code != tc.code || !strings.Contains(got.stderr, tc.stderr) {
+		if got := s.dlq("import", file(t, []byte(tc.content)), "--yes", "--partial"); got.code != tc.code || !strings.Contains(got.stderr, tc.stderr) {
 			t.Errorf("%s: exit %d, %s; want %d and %q", tc.name, got.code, got.stderr, tc.code, tc.stderr)
+		}
+	}
+	for _, tc := range []struct{ name, content, stderr string }{
+		{"cut between two lines", good, "has no last line"},
+		{"cut behind a whole one", whole + good, "has no last line"},
+		{"nothing", "", "has no last line"},
+		{"a line too few", end, "line 1: it counts 1 messages, and other ones than the 0 before it"},
+		{"a line too many", good + whole, "line 3: it counts 1 messages, and other ones than the 2 before it"},
+		{"another line", strings.Replace(whole, `"attempts":1`, `"attempts":7`, 1), "line 2: it counts 1 messages, and other ones than the 1 before it"},
+	} {
+		if got := s.dlq("import", file(t, []byte(tc.content)), "--yes"); got.code != exitUsage || !strings.Contains(got.stderr, tc.stderr) {
+			t.Errorf("%s: exit %d, %s; want %d and %q", tc.name, got.code, got.stderr, exitUsage, tc.stderr)
 		}
 	}
 	if got := s.dlq("import", "/nowhere.jsonl"); got.code != exitUsage || !strings.Contains(got.stderr, "/nowhere.jsonl") {
