@@ -26,6 +26,7 @@ func newServices() []*cobra.Command {
 func addConsumerFlags(cmd *cobra.Command, role string) {
 	cmd.Flags().String("database-url", "", "Postgres URL of role "+role+" (required)")
 	cmd.Flags().StringSlice("kafka", nil, "brokers as host:port (required)")
+	cmd.Flags().String("instance-id", "", "a name of this process that outlives its restarts, unlike any other's in its group: one that is back within 45s has the partitions it had; empty: a member that ends leaves at once")
 	addWaitFlag(cmd)
 }
 
@@ -189,6 +190,7 @@ func newOrder() *cobra.Command {
 			}
 			cfg := order.Config{
 				DatabaseURL: n.databases["database-url"], Brokers: n.brokers, OpsAddr: stringFlag(cmd, "ops-addr"),
+				InstanceID: stringFlag(cmd, "instance-id"),
 			}
 			var check config.Check
 			cfg.Payment = paymentProvider(cmd, &check)
@@ -260,7 +262,8 @@ func runEmail(cmd *cobra.Command, _ []string) error {
 	f := cmd.Flags()
 	cfg := email.Config{
 		DatabaseURL: n.databases["database-url"], Brokers: n.brokers, From: stringFlag(cmd, "from"), OpsAddr: stringFlag(cmd, "ops-addr"),
-		SMTPAddr: stringFlag(cmd, "smtp-addr"), SMTPUsername: stringFlag(cmd, "smtp-username"), SMTPPassword: stringFlag(cmd, "smtp-password"),
+		InstanceID: stringFlag(cmd, "instance-id"),
+		SMTPAddr:   stringFlag(cmd, "smtp-addr"), SMTPUsername: stringFlag(cmd, "smtp-username"), SMTPPassword: stringFlag(cmd, "smtp-password"),
 		LookupURL: stringFlag(cmd, "lookup-url"), FallbackSMTPAddr: stringFlag(cmd, "fallback-smtp-addr"),
 		FallbackSMTPUsername: stringFlag(cmd, "fallback-smtp-username"), FallbackSMTPPassword: stringFlag(cmd, "fallback-smtp-password"),
 		FallbackLookupURL: stringFlag(cmd, "fallback-lookup-url"),
@@ -296,7 +299,9 @@ func newWarehouse() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg := warehouse.Config{DatabaseURL: n.databases["database-url"], Brokers: n.brokers, OpsAddr: stringFlag(cmd, "ops-addr")}
+			cfg := warehouse.Config{
+				DatabaseURL: n.databases["database-url"], Brokers: n.brokers, OpsAddr: stringFlag(cmd, "ops-addr"), InstanceID: stringFlag(cmd, "instance-id"),
+			}
 			return serve(cmd, n, &config.Check{}, func(ctx context.Context, log *slog.Logger, wait time.Duration) error {
 				cfg.Wait = wait
 				return warehouse.Run(ctx, log, cfg)

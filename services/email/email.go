@@ -52,6 +52,8 @@ type Config struct {
 	// behind is taken up by another about twice as long after. Default 10 s.
 	SendTimeout time.Duration
 
+	// InstanceID makes the process a static member of its consumer group; see inbox.Options. Empty: a dynamic one.
+	InstanceID string
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
 	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
@@ -136,6 +138,7 @@ func newConsumer(pool *pgxpool.Pool, log *slog.Logger, tel *telemetry.Telemetry,
 	}
 	return inbox.NewConsumer(pool, event.GroupEmail, routes(queue{domain, stateQueued}), inbox.Options{
 		Kafka:      kafka.Options(cfg.Brokers, log),
+		InstanceID: cfg.InstanceID,
 		AfterBatch: func() { queued(); cfg.AfterCommit() },
 		Log:        log,
 		Meter:      tel.Meter,

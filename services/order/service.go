@@ -27,6 +27,8 @@ type Config struct {
 	Brokers []string
 	// Payment says which payment provider, and how it is reached. Default the sandbox at http://127.0.0.1:8090.
 	Payment providers.Config
+	// InstanceID makes the process a static member of its consumer group; see inbox.Options. Empty: a dynamic one.
+	InstanceID string
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
 	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
@@ -76,6 +78,7 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	}
 	consumer, err := inbox.NewConsumer(pool, event.GroupOrder, routes(), inbox.Options{
 		Kafka:      kafka.Options(cfg.Brokers, log),
+		InstanceID: cfg.InstanceID,
 		AfterBatch: afterBatch(engine, cfg.AfterCommit),
 		Log:        log,
 		Meter:      tel.Meter,

@@ -21,6 +21,8 @@ type Config struct {
 	DatabaseURL string
 	// Brokers are Kafka's addresses, host:port.
 	Brokers []string
+	// InstanceID makes the process a static member of its consumer group; see inbox.Options. Empty: a dynamic one.
+	InstanceID string
 	// OpsAddr is where /healthz, /readyz and /metrics are served. Empty: nowhere.
 	OpsAddr string
 	// Wait is how long a start may wait for Postgres, Kafka and the topics together. Default 60 s, negative: one try.
@@ -53,6 +55,7 @@ func Run(ctx context.Context, log *slog.Logger, cfg Config) (err error) {
 	}
 	consumer, err := inbox.NewConsumer(pool, event.GroupWarehouse, routes(), inbox.Options{
 		Kafka:      kafka.Options(cfg.Brokers, log),
+		InstanceID: cfg.InstanceID,
 		AfterBatch: cfg.AfterCommit,
 		Log:        log,
 		Meter:      tel.Meter,
