@@ -25,8 +25,7 @@ type lanes struct {
 	noRoom   int   // lanes whose head found no room among the held messages
 	batches  map[*batch]struct{}
 
-	wake   *time.Timer // one for all who wait for a time; nil before the first
-	wakeAt time.Time   // when it is due; zero while nobody asked
+	alarm alarm // for those who wait for a time
 }
 
 // line is the lanes that are ready for one route, in the order they became ready.
@@ -371,29 +370,6 @@ func (l *lanes) quiesce(ctx context.Context, parts []*partition, limit time.Dura
 		l.wakeAfter(time.Until(deadline))
 		l.changed.Wait()
 	}
-}
-
-// wakeAfter makes every waiter look again after d, or earlier if another one asked for that: whoever still waits then
-// asks again. One timer serves all, because each look of each worker would start another one. The caller holds mu.
-func (l *lanes) wakeAfter(d time.Duration) {
-	at := time.Now().Add(d)
-	switch {
-	case !l.wakeAt.IsZero() && !at.Before(l.wakeAt):
-		return
-	case l.wake == nil:
-		l.wake = time.AfterFunc(d, l.wakeAll)
-	default:
-		l.wake.Reset(d)
-	}
-	l.wakeAt = at
-}
-
-// wakeAll takes the lock so that nobody misses it between a look and a wait.
-func (l *lanes) wakeAll() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.wakeAt = time.Time{}
-	l.changed.Broadcast()
 }
 
 // batchLimit is what a route learns from failures.
