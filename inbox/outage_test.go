@@ -195,8 +195,7 @@ func TestADeployThatFailsOneTypeStopsNoOther(t *testing.T) {
 
 // F20: the server itself goes away under load, twice, and its data comes back. A minute of it would show nothing more than the
 // moment does, and neither would a rate of messages; counted are the waves before, in and behind each outage, of which each
-// message must be done once and in order, the pauses, of which each outage makes one, and what is parked or dead: nothing. The
-// test servers make it last a minute under a steady rate.
+// message must be done once and in order, the pauses, of which each outage makes one, and what is parked or dead: nothing.
 func TestPostgresDownUnderLoadMakesNoDeadLetters(t *testing.T) {
 	t.Parallel()
 	w, server := newServerWorld(t)
