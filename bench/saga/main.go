@@ -29,8 +29,8 @@ type plan struct {
 var (
 	full = plan{sagas: 30_000, few: 3_000, orders: 6_000, pgbench: 5 * time.Second, waiting: 100_000, churn: 150_000, claims: 500,
 		running: 10_000, callTime: 20 * time.Second}
-	brief = plan{sagas: 3_000, few: 200, orders: 300, pgbench: time.Second, waiting: 2_000, churn: 2_000, claims: 50,
-		running: 500, callTime: 2 * time.Second}
+	brief = plan{sagas: 2_000, few: 100, orders: 200, pgbench: time.Second, waiting: 1_000, churn: 1_000, claims: 30,
+		running: 300, callTime: 2 * time.Second}
 )
 
 // bench is what the legs share.
