@@ -10,6 +10,8 @@
 //     guessed; a payment that is given up is cancelled at the provider first, so it cannot succeed later.
 //   - Stock is exact: all lines of an order are reserved or none, down to the last unit, and a reserve that comes after its
 //     release is refused.
+//   - What the provider reports by itself is one more answer: it settles what could not be asked for, counts once, and is refused
+//     where it contradicts the order.
 //   - A cancel that was accepted wins: complete order refuses an order with one, under the order's row lock.
 //   - The order's status, its history and the message that tells of it commit together.
 //

@@ -83,10 +83,10 @@ func (p *payments) payBack(ctx context.Context, in *saga.Instance, call *saga.Ca
 	if payment.NeverSent(err) {
 		return nil, saga.NotSent(err)
 	}
-	switch payment.RefusedAs(err) {
-	case payment.KeyReused:
+	switch kind := payment.RefusedAs(err); {
+	case kind == payment.KeyReused:
 		return nil, saga.Stuck(err)
-	case payment.Invalid, payment.PaymentDeclined, payment.NotFound:
+	case kind == payment.Invalid, kind == payment.PaymentDeclined, kind == payment.NotFound:
 		return nil, saga.Rejected(err.Error())
 	}
 	return nil, err
