@@ -83,11 +83,12 @@ func (p *payments) payBack(ctx context.Context, in *saga.Instance, call *saga.Ca
 	if payment.NeverSent(err) {
 		return nil, saga.NotSent(err)
 	}
-	switch kind := payment.RefusedAs(err); {
-	case kind == payment.KeyReused:
+	switch payment.RefusedAs(err) {
+	case payment.KeyReused:
 		return nil, saga.Stuck(err)
-	case kind == payment.Invalid, kind == payment.PaymentDeclined, kind == payment.NotFound:
+	case payment.Invalid, payment.PaymentDeclined, payment.NotFound:
 		return nil, saga.Rejected(err.Error())
+	case payment.IntentCanceled, payment.Undecided:
 	}
 	return nil, err
 }
