@@ -129,7 +129,7 @@ func (d *doomed) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, q pgx.TraceQuer
 	case q.Err != nil:
 	case strings.Contains(sql, "INSERT INTO processed_messages"):
 		d.dies(dedupped)
-	case strings.Contains(sql, "SELECT key FROM inbox_holds"):
+	case strings.Contains(sql, "FOR KEY SHARE"):
 		d.dies(looked)
 	case strings.Contains(sql, "lease_token = $4") && strings.Contains(sql, "FOR UPDATE"):
 		d.dies(fenced)

@@ -116,12 +116,14 @@ func (s store) parkedAlready(ctx context.Context, tx pgx.Tx, items []*item) (map
 	return parked, nil
 }
 
-// heldKeys returns which of keys are held. It must be a statement of its own after remember. It locks nothing: when a drainer
-// finishes one of the holds before tx ends, park makes another, with the message of this transaction at its head.
+// heldKeys returns which of keys are held, and keeps a drainer from finishing those holds before tx ends. It must be a
+// statement of its own after remember.
 func (s store) heldKeys(ctx context.Context, tx pgx.Tx, topic string, keys []string) (map[string]bool, error) {
 	rows, _ := tx.Query(ctx, s.sql(`
 		SELECT key FROM {inbox_holds}
-		WHERE consumer_group = $1 AND topic = $2 AND key = ANY($3::text[])`), s.group, topic, keys) // CollectRows reports the error
+		WHERE consumer_group = $1 AND topic = $2 AND key = ANY($3::text[])
+		ORDER BY key
+		FOR KEY SHARE`), s.group, topic, keys) // CollectRows reports the error
 	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("look for holds: %w", err)

@@ -58,15 +58,15 @@ func (s *saver) run(ctx context.Context) {
 		if len(saves) == 0 {
 			return
 		}
-		committed := s.commit(ctx, saves)
+		committed := s.store(ctx, saves)
 		for _, one := range saves {
 			one.done <- committed[one.call.saga]
 		}
 	}
 }
 
-// commit returns the sagas whose progress was committed.
-func (s *saver) commit(ctx context.Context, saves []*save) map[uuid.UUID]bool {
+// store commits progress and returns the sagas whose it was.
+func (s *saver) store(ctx context.Context, saves []*save) map[uuid.UUID]bool {
 	var (
 		claims   []claim
 		ids      uuids

@@ -55,7 +55,7 @@ func TestFromAlarmToResolution(t *testing.T) {
 	if err := json.Unmarshal([]byte(use(0, "orders", "create", "--random", "--wait", "--timeout", "1m", "-o", "json")), &order); err != nil {
 		t.Fatal(err)
 	}
-	fetch(t, http.MethodPost, ready.Sandbox+"/v1/faults", `{"payments": "drop", "lookups": "404"}`)
+	fetch(t, http.MethodPost, ready.Sandbox+"/v1/faults", `{"payments": "drop", "lookups": "404", "webhooks": "hold"}`)
 	use(0, "orders", "refund", order.ID, "--reason", "it arrived broken")
 	pool, err := pgxpool.New(t.Context(), ready.Postgres)
 	if err != nil {

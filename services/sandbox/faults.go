@@ -10,12 +10,14 @@ import (
 const (
 	faultDrop = "drop" // done and journaled, then the connection is dropped: the caller cannot know
 	faultSlow = "slow" // done, answered after [Config.Slow]
+	faultHold = "hold" // not sent until the fault ends
 )
 
 var (
 	smtpFaults    = []string{"", "451", "550", faultDrop, faultSlow}
 	paymentFaults = []string{"", "500", "503", faultDrop, faultSlow}
 	lookupFaults  = []string{"", "404", "503"}
+	webhookFaults = []string{"", faultHold}
 )
 
 // Faults is the body of POST /v1/faults; it replaces what was set before, so {} ends every fault.
@@ -35,6 +37,8 @@ type Faults struct {
 	Lookups string `json:"lookups"`
 	// LookupsCount is how many look-ups are hit; 0 is all until the fault is replaced.
 	LookupsCount int `json:"lookups_count"`
+	// Webhooks is what happens to events: "hold" keeps them until the fault is replaced.
+	Webhooks string `json:"webhooks"`
 }
 
 func (f Faults) check() error {
@@ -46,6 +50,9 @@ func (f Faults) check() error {
 	}
 	if !slices.Contains(lookupFaults, f.Lookups) {
 		return fmt.Errorf("lookups is one of %q", lookupFaults)
+	}
+	if !slices.Contains(webhookFaults, f.Webhooks) {
+		return fmt.Errorf("webhooks is one of %q", webhookFaults)
 	}
 	if f.SMTPCount < 0 || f.PaymentsCount < 0 || f.LookupsCount < 0 {
 		return fmt.Errorf("counts are not negative")

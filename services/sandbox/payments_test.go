@@ -241,6 +241,7 @@ func TestBadPaymentRequestsAreRefused(t *testing.T) {
 		{"a list of no time", "GET", "/v1/payment_intents?created_since=today&created_until=tomorrow", "", "", 400, "invalid_request"},
 		{"a misspelled fault", "POST", "/v1/faults", "", `{"smpt":"451"}`, 400, "invalid_request"},
 		{"an unknown fault", "POST", "/v1/faults", "", `{"smtp":"on fire"}`, 400, "invalid_request"},
+		{"an unknown fault of webhooks", "POST", "/v1/faults", "", `{"webhooks":"lost"}`, 400, "invalid_request"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r, err := b.try(t.Context(), tc.method, tc.path, tc.key, tc.body)

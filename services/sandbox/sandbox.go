@@ -218,7 +218,9 @@ func (s *server) setFaults(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.faults.replace(f)
-	s.log.InfoContext(r.Context(), "faults set", slog.String("smtp", f.SMTP), slog.String("payments", f.Payments))
+	s.hooks.hold(f.Webhooks == faultHold)
+	s.log.InfoContext(r.Context(), "faults set", slog.String("smtp", f.SMTP), slog.String("payments", f.Payments),
+		slog.String("lookups", f.Lookups), slog.String("webhooks", f.Webhooks))
 	s.write(w, answerWith(http.StatusOK, f))
 }
 

@@ -83,6 +83,7 @@ type webhooks struct {
 
 	mu   sync.Mutex
 	owed []*delivery
+	held bool // by a fault
 }
 
 func newWebhooks(cfg Config, log *slog.Logger) (*webhooks, error) {
@@ -158,6 +159,14 @@ func (h *webhooks) forget(id string) {
 	h.owed = slices.DeleteFunc(h.owed, func(d *delivery) bool { return d.id == id })
 }
 
+// hold keeps every event, or lets them go.
+func (h *webhooks) hold(held bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held = held
+	h.wake()
+}
+
 func (h *webhooks) wake() {
 	select {
 	case h.kick <- struct{}{}:
@@ -205,7 +214,7 @@ func (h *webhooks) next(now time.Time) (*delivery, time.Duration) {
 		}
 	}
 	switch {
-	case first == nil:
+	case first == nil || h.held:
 		return nil, webhookMaxPause
 	case first.due.After(now):
 		return nil, first.due.Sub(now)

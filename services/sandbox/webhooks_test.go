@@ -177,6 +177,24 @@ func TestNoAnswerWaitsForAWebhook(t *testing.T) {
 	hooks.await(t, "order", 1)
 }
 
+func TestHeldWebhooksComeWhenTheFaultEnds(t *testing.T) {
+	t.Parallel()
+	hooks := newReceiver(t, takes)
+	b, _ := start(t, hooks.config())
+	b.post(t, "/v1/faults", "", `{"webhooks":"hold"}`)
+	b.confirm(t, b.create(t, "held", "pm_ok", "held"), http.StatusOK)
+	// One that is owed later shows that the first one had its chance.
+	other := newReceiver(t, takes)
+	c, _ := start(t, other.config())
+	c.confirm(t, c.create(t, "free", "pm_ok", "free"), http.StatusOK)
+	other.await(t, "free", 1)
+	if n := len(hooks.about("held")); n != 0 {
+		t.Errorf("%d webhooks came while they are held, want none", n)
+	}
+	b.post(t, "/v1/faults", "", `{}`)
+	hooks.await(t, "held", 1)
+}
+
 // The receiver knows of the charge before the caller does, who may never know by itself.
 func TestAWebhookMayComeBeforeTheAnswer(t *testing.T) {
 	t.Parallel()

@@ -52,13 +52,13 @@ func startBroker(ctx context.Context, dir, marker string, ln net.Listener, log *
 	}
 	if torn := said.torn(); err != nil || torn != "" {
 		log.WarnContext(ctx, "the broker's log is torn", "dir", dir, "broker", torn, "error", err)
-		return b, b.beginAnew(ctx, dir, marker, said)
+		return b, b.beginAnew(ctx, dir, marker, portOf(ln), said)
 	}
 	return b, nil
 }
 
 // beginAnew moves the torn log aside and starts the broker on an empty one.
-func (b *broker) beginAnew(ctx context.Context, dir, marker string, said *complaints) error {
+func (b *broker) beginAnew(ctx context.Context, dir, marker string, port int, said *complaints) error {
 	if b.cluster != nil {
 		b.cluster.Close()
 	}
@@ -70,11 +70,11 @@ func (b *broker) beginAnew(ctx context.Context, dir, marker string, said *compla
 		return fmt.Errorf("move the broker's torn log aside: %w", err)
 	}
 	b.note = "its log was torn: moved to " + filepath.Base(aside)
-	var config net.ListenConfig
-	ln, err := config.Listen(ctx, "tcp", b.addr) // the cluster that failed has closed the first one
+	ln, note, err := listen(ctx, port, false) // the cluster that failed has closed the first one
 	if err != nil {
 		return fmt.Errorf("start the embedded broker: %w", err)
 	}
+	b.addr, b.note = ln.Addr().String(), join(b.note, note)
 	if b.cluster, err = newCluster(dir, ln, said); err != nil {
 		return fmt.Errorf("start the embedded broker: %w", err)
 	}
