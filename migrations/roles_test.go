@@ -56,6 +56,8 @@ func TestRolesMayDoWhatTheirServiceDoesAndNoMore(t *testing.T) {
 		{"orders", "notes a report of a payment", `INSERT INTO payment_webhooks (provider, event_id) VALUES ('sandbox', 'evt_1') ON CONFLICT DO NOTHING`, true},
 		{"orders", "forgets an old one", `DELETE FROM payment_webhooks WHERE received_at < now()`, true},
 		{"orders", "cannot rewrite what a provider reported", `UPDATE payment_webhooks SET event_id = ''`, false},
+		{"orders", "cannot rewrite the ledger of the stock", `UPDATE stock_moves SET quantity = 1`, false},
+		{"orders", "cannot tear a page out of it", `DELETE FROM stock_moves`, false},
 		{"orders", "cannot delete an order", `DELETE FROM orders`, false},
 		{"orders", "cannot change the schema", `CREATE TABLE mine ()`, false},
 		{"orders", "cannot use schema public", `CREATE TABLE public.mine ()`, false},

@@ -148,7 +148,7 @@ func (s *shop) stock(ctx context.Context) error {
 // carry has the order service carry n orders, each of one product and of a user of its own, to their end, and returns how many
 // it did in a second. The sagas are there before the service starts, so neither the api nor the topics are measured.
 func (s *shop) carry(ctx context.Context, n int, product func(i int) int) (float64, error) {
-	if err := fresh(ctx, s.owner, `orders, order_items, order_history, reservations, payments`, func() error {
+	if err := fresh(ctx, s.owner, `orders, order_items, order_history, reservations, stock_moves, payments`, func() error {
 		return s.place(ctx, n, product)
 	}); err != nil {
 		return 0, err

@@ -119,7 +119,7 @@ func ship(ctx context.Context, tx pgx.Tx, events []inbox.Event[event.ShipmentCre
 	if err != nil {
 		return err
 	}
-	return settle(ctx, tx, shipped, move{reserved: -1, shipped: 1})
+	return shipping.settle(ctx, tx, shipped)
 }
 
 // unship frees the stock of refunded orders that will never be handed over.
@@ -145,7 +145,7 @@ func unship(ctx context.Context, tx pgx.Tx, cancelled []inbox.Event[event.Shipme
 	if err != nil {
 		return err
 	}
-	return settle(ctx, tx, freed, move{available: 1, reserved: -1})
+	return releasing.settle(ctx, tx, freed)
 }
 
 // unknown is tried again: only Postgres can say that an order exists, and it may be a restored one that is still behind.

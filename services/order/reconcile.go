@@ -115,7 +115,7 @@ func (r *reconciler) theirs(ctx context.Context, intents []payment.Intent) error
 func (r *reconciler) compare(in payment.Intent, a account, known bool) {
 	there := string(in.Status)
 	if in.Refund != "" {
-		there = "refunded"
+		there = "refunded as " + in.Refund
 	}
 	there = fmt.Sprintf("%s, %d %s", there, in.Amount, in.Currency)
 	moved := in.Status == payment.Succeeded

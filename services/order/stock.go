@@ -3,7 +3,6 @@ package order
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/google/uuid"
@@ -42,7 +41,7 @@ func reserve(ctx context.Context, tx pgx.Tx, in []*saga.Instance) ([]error, erro
 		return nil, err
 	}
 
-	moves := map[string]move{}
+	var taken []claim
 	var refused []uuid.UUID
 	for i, instance := range in {
 		switch {
@@ -55,14 +54,14 @@ func reserve(ctx context.Context, tx pgx.Tx, in []*saga.Instance) ([]error, erro
 				continue
 			}
 			for _, l := range orders[i].Lines {
-				moves[l.SKU] = moves[l.SKU].plus(move{available: -l.Quantity, reserved: l.Quantity})
+				taken = append(taken, claim{instance.ID, l.SKU, l.Quantity})
 			}
 		}
 	}
 	if err := letGo(ctx, tx, refused); err != nil {
 		return nil, err
 	}
-	return errs, moveStock(ctx, tx, moves)
+	return errs, reserving.move(ctx, tx, taken)
 }
 
 // take takes lines from what is left, or says why it cannot and takes nothing.
@@ -168,7 +167,7 @@ func release(ctx context.Context, tx pgx.Tx, in []*saga.Instance) ([]error, erro
 	if err != nil {
 		return nil, err
 	}
-	return errs, settle(ctx, tx, freed, move{available: 1, reserved: -1})
+	return errs, releasing.settle(ctx, tx, freed)
 }
 
 // endHold moves the held reservations of orders to another state and returns them.
@@ -184,52 +183,52 @@ func endHold(ctx context.Context, tx pgx.Tx, orders []uuid.UUID, state string) (
 	return ended, nil
 }
 
-// settle moves the units of claims, each by unit, and is the last that a batch does with shared rows.
-func settle(ctx context.Context, tx pgx.Tx, claims []claim, unit move) error {
+// moves is a kind of table stock_moves: what each unit of it does to the stock. available + reserved + shipped stays what it was.
+type moves struct {
+	kind                         string
+	available, reserved, shipped int64
+}
+
+var (
+	reserving = moves{kind: "reserve", available: -1, reserved: 1}
+	releasing = moves{kind: "release", available: 1, reserved: -1}
+	shipping  = moves{kind: "ship", reserved: -1, shipped: 1}
+)
+
+// settle moves the units of claims whose hold has ended, and is the last that a batch does with shared rows.
+func (m moves) settle(ctx context.Context, tx pgx.Tx, claims []claim) error {
 	if len(claims) == 0 {
 		return nil
 	}
 	if _, err := lockStock(ctx, tx, claims); err != nil {
 		return err
 	}
-	moves := map[string]move{}
-	for _, c := range claims {
-		moves[c.SKU] = moves[c.SKU].plus(unit.times(c.Quantity))
-	}
-	return moveStock(ctx, tx, moves)
+	return m.move(ctx, tx, claims)
 }
 
-// move is a change of one product's stock. The table's own check keeps available + reserved + shipped what it was.
-type move struct {
-	available, reserved, shipped int64
-}
-
-func (m move) plus(o move) move {
-	return move{m.available + o.available, m.reserved + o.reserved, m.shipped + o.shipped}
-}
-
-func (m move) times(n int64) move { return move{m.available * n, m.reserved * n, m.shipped * n} }
-
-// moveStock changes stock that the transaction has locked.
-func moveStock(ctx context.Context, tx pgx.Tx, moves map[string]move) error {
-	if len(moves) == 0 {
+// move changes stock that the transaction has locked, and writes the ledger in the same statement: neither is without the other.
+func (m moves) move(ctx context.Context, tx pgx.Tx, claims []claim) error {
+	if len(claims) == 0 {
 		return nil
 	}
-	skus := slices.Sorted(maps.Keys(moves))
-	available, reserved, shipped := make([]int64, len(skus)), make([]int64, len(skus)), make([]int64, len(skus))
-	for i, sku := range skus {
-		available[i], reserved[i], shipped[i] = moves[sku].available, moves[sku].reserved, moves[sku].shipped
-	}
+	ids, skus, quantities := columns(claims)
 	tag, err := tx.Exec(ctx, `
+		WITH moved AS (
+			INSERT INTO stock_moves (order_id, sku, kind, quantity)
+			SELECT order_id, sku, $4, quantity
+			FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS c (order_id, sku, quantity)
+			RETURNING sku, quantity
+		)
 		UPDATE stock s
-		SET available = s.available + m.available, reserved = s.reserved + m.reserved, shipped = s.shipped + m.shipped
-		FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS m (sku, available, reserved, shipped)
-		WHERE s.sku = m.sku`, skus, available, reserved, shipped)
+		SET available = s.available + $5 * m.quantity, reserved = s.reserved + $6 * m.quantity, shipped = s.shipped + $7 * m.quantity
+		FROM (SELECT sku, sum(quantity)::bigint AS quantity FROM moved GROUP BY sku) m
+		WHERE s.sku = m.sku`, ids, skus, quantities, m.kind, m.available, m.reserved, m.shipped)
 	if err != nil {
-		return fmt.Errorf("move the stock of %d products: %w", len(skus), err)
+		return fmt.Errorf("%s the stock of %d lines: %w", m.kind, len(claims), err)
 	}
-	if tag.RowsAffected() != int64(len(skus)) {
-		return fmt.Errorf("move the stock of %d products: %d have stock", len(skus), tag.RowsAffected())
+	slices.Sort(skus)
+	if products := len(slices.Compact(skus)); tag.RowsAffected() != int64(products) {
+		return fmt.Errorf("%s the stock of %d products: %d have stock", m.kind, products, tag.RowsAffected())
 	}
 	return nil
 }

@@ -95,6 +95,20 @@ var rules = []struct {
 		WHERE s.initial <> s.available + s.reserved + s.shipped OR least(s.available, s.reserved, s.shipped) < 0
 			OR s.reserved <> coalesce(r.held, 0) OR s.shipped <> coalesce(r.shipped, 0)`},
 
+	{"I15", "stock that is not the sum of its moves", `
+		SELECT s.sku || ': initial ' || s.initial || ', available ' || s.available || ', reserved ' || s.reserved || ', shipped ' || s.shipped
+			|| '; moved: reserve ' || m.reserve || ', release ' || m.release || ', ship ' || m.ship
+		FROM orders.stock s
+		JOIN (
+			SELECT s.sku, coalesce(sum(quantity) FILTER (WHERE kind = 'reserve'), 0) AS reserve,
+				coalesce(sum(quantity) FILTER (WHERE kind = 'release'), 0) AS release,
+				coalesce(sum(quantity) FILTER (WHERE kind = 'ship'), 0) AS ship
+			FROM orders.stock s
+			LEFT JOIN orders.stock_moves USING (sku)
+			GROUP BY s.sku
+		) m USING (sku)
+		WHERE s.available <> s.initial - m.reserve + m.release OR s.reserved <> m.reserve - m.release - m.ship OR s.shipped <> m.ship`},
+
 	{"I15", "an order that was shipped and kept its stock, or the other way round", `
 		SELECT 'order ' || o.id || ' is ' || o.status || ', ' || i.sku || ' is ' || coalesce(r.state || ' ' || r.quantity, 'not reserved')
 		FROM orders.orders o

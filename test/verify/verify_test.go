@@ -47,6 +47,7 @@ func newScene(t *testing.T) *scene {
 		`INSERT INTO orders.idempotency_keys (user_id, operation, key, request_hash, status, location, body)
 			VALUES ('ann', 'create', 'key-1', sha256(''), 201, '/v1/orders/ID', '')`,
 		`INSERT INTO orders.reservations (order_id, sku, quantity, state) VALUES ('ID', 'pen', 2, 'shipped')`,
+		`INSERT INTO orders.stock_moves (order_id, sku, kind, quantity) VALUES ('ID', 'pen', 'reserve', 2), ('ID', 'pen', 'ship', 2)`,
 		`INSERT INTO orders.payments (order_id, intent_id, idempotency_key, amount, currency, status) VALUES ('ID', 'pi', 'key', 2000, 'EUR', 'charged')`,
 		`INSERT INTO orders.saga_instances (id, lane, definition, version, data, state, finished_at) VALUES ('ID', 'ann', 'place-order', 1, '{}', 'completed', now())`,
 		`INSERT INTO warehouse.shipments (id, order_id, user_id, state, shipped_at) VALUES ('ID', 'ID', 'ann', 'shipped', now())`,
@@ -183,6 +184,7 @@ func TestTheVerifierConvicts(t *testing.T) {
 		{"a refunded order that was shipped and got its stock back", "I18", sql(`
 			UPDATE orders.orders SET status = 'refunded'; UPDATE orders.reservations SET state = 'released'`)},
 		{"stock that nobody reserved", "I15", sql(`UPDATE orders.stock SET available = 7, reserved = 1`)},
+		{"stock that moved without a word", "I15", sql(`DELETE FROM orders.stock_moves WHERE kind = 'ship'`)},
 		{"a shipped order that kept its stock", "I15", sql(`UPDATE orders.reservations SET state = 'released'`)},
 		{"a reservation held for ever", "I16", sql(`UPDATE orders.reservations SET state = 'held'`)},
 		{"an email that was not written", "I17", sql(`DELETE FROM email.emails WHERE kind = 'shipped'`)},
