@@ -249,17 +249,17 @@ func otherID(rec *kgo.Record) {
 	}
 }
 
-// wait polls until ok, and fails the test with what was awaited after a minute.
+// wait polls until ok, and fails the test with what was awaited after two minutes.
 func (w *world) wait(what string, ok func() bool) {
 	w.Helper()
-	deadline := time.NewTimer(time.Minute)
+	deadline := time.NewTimer(2 * time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-deadline.C:
-			w.Fatalf("not within a minute: %s\nparked: %s", what, w.describeParked())
+			w.Fatalf("not within two minutes: %s\nparked: %s", what, w.describeParked())
 		case <-tick.C:
 		}
 	}

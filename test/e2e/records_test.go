@@ -17,25 +17,38 @@ import (
 	"github.com/orderflow-dev/orderflow/test/system"
 )
 
-// records returns the first n records of the users in the topics, each partition in order. It waits for them.
+// records returns the first n messages of the users in the topics, each partition in order. It waits for them. A message is
+// counted where it appears first: a relay that did not hear Kafka's answer says it again.
 func records(t *testing.T, d *system.Dev, n int, topics []string, users ...string) []*kgo.Record {
 	t.Helper()
 	client := system.Kafka(t, d.Ready.Kafka, kgo.ConsumeTopics(topics...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	ctx, cancel := context.WithTimeout(t.Context(), decided)
 	defer cancel()
 	var found []*kgo.Record
+	seen := map[string]bool{}
 	for len(found) < n {
 		fetches := client.PollFetches(ctx)
 		if ctx.Err() != nil {
 			t.Fatalf("%d records of %v in %v, want %d", len(found), users, topics, n)
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
-			if slices.Contains(users, string(r.Key)) {
+			id := header(r, "ce_id")
+			if slices.Contains(users, string(r.Key)) && !seen[id] {
+				seen[id] = true
 				found = append(found, r)
 			}
 		})
 	}
 	return found
+}
+
+func header(r *kgo.Record, name string) string {
+	for _, h := range r.Headers {
+		if h.Key == name {
+			return string(h.Value)
+		}
+	}
+	return ""
 }
 
 // sequences returns each user's user_seqs as the topic has them.

@@ -82,23 +82,27 @@ func (c *Client) Post(ctx context.Context, idempotencyKey string, o NewOrder) (A
 	return c.do(ctx, http.MethodPost, c.api+"/v1/orders", map[string]string{"Idempotency-Key": idempotencyKey}, body)
 }
 
-// Place places an order and fails the test unless it was accepted.
+// Place places an order and fails the test unless it was accepted, within a minute.
 func (c *Client) Place(t testing.TB, o NewOrder) Order {
 	t.Helper()
 	return c.PlaceAs(t, uuid.NewString(), o)
 }
 
-// PlaceAs places an order under a key.
+// PlaceAs places an order under a key. Like any client it asks again when the api says that it cannot answer now, as on a machine
+// that is busy with other things.
 func (c *Client) PlaceAs(t testing.TB, key string, o NewOrder) Order {
 	t.Helper()
-	answer, err := c.Post(t.Context(), key, o)
-	if err != nil {
-		t.Fatalf("place an order: %v", err)
+	for deadline := time.Now().Add(time.Minute); ; <-time.After(time.Second) {
+		answer, err := c.Post(t.Context(), key, o)
+		switch {
+		case err != nil:
+			t.Fatalf("place an order: %v", err)
+		case answer.Status == http.StatusCreated:
+			return decode[Order](t, answer.Body)
+		case answer.Status != http.StatusServiceUnavailable || time.Now().After(deadline):
+			t.Fatalf("place an order: %d %s", answer.Status, answer.Body)
+		}
 	}
-	if answer.Status != http.StatusCreated {
-		t.Fatalf("place an order: %d %s", answer.Status, answer.Body)
-	}
-	return decode[Order](t, answer.Body)
 }
 
 // Get returns an order.
