@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -34,6 +35,9 @@ type pool struct {
 	free chan *Broker
 }
 
+// turn is how long a test waits for a cluster: longer than any suite has its clusters.
+const turn = 5 * time.Minute
+
 // lease returns a cluster that nobody else has, nil when none is named. It waits for one.
 func (p *pool) lease(ctx context.Context) (*Broker, error) {
 	p.once.Do(func() {
@@ -49,6 +53,8 @@ func (p *pool) lease(ctx context.Context) (*Broker, error) {
 	select {
 	case b := <-p.free:
 		return b, nil
+	case <-time.After(turn):
+		return nil, fmt.Errorf("no cluster of %s was free for %v: does a test that has one wait for parallel subtests?", Variable, turn)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for a cluster of %s: %w", Variable, ctx.Err())
 	}
@@ -56,6 +62,9 @@ func (p *pool) lease(ctx context.Context) (*Broker, error) {
 
 // Apache returns an Apache Kafka without topics and groups when $ORDERFLOW_TEST_KAFKA names one, and nil otherwise. It is
 // for tests whose subject brings a broker of its own in the ordinary case; others call [New].
+//
+// The test has the cluster until its subtests have ended, too. They must not be parallel: they would wait for a place among
+// the tests that run, and those that have one may be waiting for the cluster.
 func Apache(t testing.TB) *Broker {
 	t.Helper()
 	b, err := clusters.lease(t.Context())

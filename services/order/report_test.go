@@ -202,7 +202,6 @@ func TestReportsThatDoNotFitTheOrderChangeNothing(t *testing.T) {
 		{"an order nobody placed", "held " + classUnknownOrder, event.OrderPlaced{OrderID: uuid.Must(uuid.NewV7()), UserID: "ghost"}, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
 			r := w.reportOf(t, tt.order, tt.change)
 			w.broker.Produce(t, r)
 			if state, class, parked := strings.Cut(tt.fate, " "); parked {

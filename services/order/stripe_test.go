@@ -104,36 +104,39 @@ func TestOrdersAreChargedThroughStripe(t *testing.T) {
 			Payment: providers.Config{Name: providers.Stripe, URL: api.URL, StripeKey: "sk_test_123"},
 		})
 	})
-	for _, tt := range []struct{ name, method, status, payment string }{
+	order := func(user, method string) event.OrderPlaced {
+		e := w.place(t, user, method, item("pen", 2))
+		w.broker.Produce(t, record(t, e))
+		return e
+	}
+	tests := []struct{ name, method, status, payment string }{
 		{"a card that pays", "pm_card_visa", "completed", "charged"},
 		{"one that is declined", "pm_card_chargeDeclined", "payment_failed", "declined"},
 		{"an answer that is lost", "pm_lost_answer", "completed", "charged"},
 		{"a confirm that never arrives", "pm_hangs", "payment_failed", "cancelled"},
-	} {
+	}
+	var placed []event.OrderPlaced
+	for _, tt := range tests {
+		placed = append(placed, order("user-"+tt.method, tt.method))
+	}
+	refunded, otherAmount := order("refunded", "pm_card_visa"), order("amount", "pm_other_amount")
+
+	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			e := w.place(t, "user-"+tt.method, tt.method, item("pen", 2))
-			w.broker.Produce(t, record(t, e))
-			w.awaitStatus(t, e.OrderID, tt.status)
-			if got := w.text(t, `SELECT status FROM orders.payments WHERE order_id = $1`, e.OrderID); got != tt.payment {
+			w.awaitStatus(t, placed[i].OrderID, tt.status)
+			if got := w.text(t, `SELECT status FROM orders.payments WHERE order_id = $1`, placed[i].OrderID); got != tt.payment {
 				t.Errorf("payment = %s, want %s", got, tt.payment)
 			}
 		})
 	}
 	t.Run("a refund", func(t *testing.T) {
-		t.Parallel()
-		e := w.place(t, "refunded", "pm_card_visa", item("pen", 2))
-		w.broker.Produce(t, record(t, e))
-		w.awaitStatus(t, e.OrderID, "completed")
-		w.requestRefund(t, e)
-		w.awaitStatus(t, e.OrderID, "refunded")
+		w.awaitStatus(t, refunded.OrderID, "completed")
+		w.requestRefund(t, refunded)
+		w.awaitStatus(t, refunded.OrderID, "refunded")
 	})
 	t.Run("another amount than the order's", func(t *testing.T) {
-		t.Parallel()
-		e := w.place(t, "amount", "pm_other_amount", item("pen", 2))
-		w.broker.Produce(t, record(t, e))
 		eventually(t, "a stuck saga", func() error {
-			h, err := saga.Load(t.Context(), w.pool, e.OrderID)
+			h, err := saga.Load(t.Context(), w.pool, otherAmount.OrderID)
 			if err != nil {
 				return err
 			}

@@ -6,11 +6,15 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
 	"testing"
 )
 
-// FreePort returns a port of the loopback interface that nothing listens on, for a server that must be found at the same port
-// again after it was killed.
+// ports are those that FreePort has returned. A package variable, because the tests of a process share the machine's ports.
+var ports sync.Map
+
+// FreePort returns a port of the loopback interface that nothing listens on and that it has not returned before, for a server
+// that must be found at the same port again after it was killed.
 //
 // It lies below the ports that the kernel gives to connections. One of those could be taken while nobody listens: by any
 // connection of any process, even by a client that calls the dead server and is given the server's port as its own, for TCP
@@ -26,6 +30,9 @@ func FreePort(t testing.TB) int {
 		}
 		if err := ln.Close(); err != nil {
 			t.Fatal(err)
+		}
+		if _, given := ports.LoadOrStore(port, true); given {
+			continue
 		}
 		return port
 	}
