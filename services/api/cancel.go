@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
 	"time"
 
@@ -11,7 +10,6 @@ import (
 
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/order"
-	"github.com/orderflow-dev/orderflow/internal/postgres"
 	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/orderflow-dev/orderflow/services/api/body"
 )
@@ -69,24 +67,9 @@ func (a *api) cancelOrder(ctx context.Context, in *cancelInput) (*cancelOutput, 
 	}}, nil
 }
 
-// requestCancel notes the cancel and writes the message of it. A run that fails may have committed all the same; a second
-// one finds out, because a cancel that is noted already is answered like a new one.
+// requestCancel notes the cancel and writes the message of it.
 func (a *api) requestCancel(ctx context.Context, o order.Order) (cancelled order.Cancel, err error) {
-	for range 2 {
-		cancelled, err = a.tryCancel(ctx, o)
-		if err == nil || !postgres.Outage(err) && !errors.Is(err, context.DeadlineExceeded) {
-			return cancelled, err
-		}
-	}
-	a.log.WarnContext(ctx, "outcome of a cancel is unknown", slog.String("order_id", o.ID.String()), slog.Any("error", err))
-	return cancelled, newProblem(http.StatusServiceUnavailable, kindOutcomeUnknown,
-		"It is not known whether the cancel was accepted. Send it again to find out.").retry(time.Second)
-}
-
-func (a *api) tryCancel(ctx context.Context, o order.Order) (cancelled order.Cancel, err error) {
-	ctx, stop := context.WithTimeout(ctx, placeTimeout)
-	defer stop()
-	err = pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
+	err = a.repeat(ctx, "the cancel", o.ID, func(ctx context.Context, tx pgx.Tx) error {
 		cancelled, err = order.RequestCancel(ctx, tx, o.ID)
 		if err != nil || !cancelled.First {
 			return err

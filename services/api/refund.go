@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
 	"time"
 
@@ -11,7 +10,6 @@ import (
 
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/order"
-	"github.com/orderflow-dev/orderflow/internal/postgres"
 	"github.com/orderflow-dev/orderflow/outbox"
 	"github.com/orderflow-dev/orderflow/services/api/body"
 )
@@ -77,24 +75,9 @@ func (a *api) refundOrder(ctx context.Context, in *refundInput) (*refundOutput, 
 	}}, nil
 }
 
-// requestRefund notes the refund and writes the message of it. A run that fails may have committed all the same; a second
-// one finds out, because a refund that is noted already is answered like a new one.
+// requestRefund notes the refund and writes the message of it.
 func (a *api) requestRefund(ctx context.Context, o order.Order, reason, by string) (r order.Refund, err error) {
-	for range 2 {
-		r, err = a.tryRefund(ctx, o, reason, by)
-		if err == nil || !postgres.Outage(err) && !errors.Is(err, context.DeadlineExceeded) {
-			return r, err
-		}
-	}
-	a.log.WarnContext(ctx, "outcome of a refund request is unknown", slog.String("order_id", o.ID.String()), slog.Any("error", err))
-	return r, newProblem(http.StatusServiceUnavailable, kindOutcomeUnknown,
-		"It is not known whether the refund was accepted. Send it again to find out.").retry(time.Second)
-}
-
-func (a *api) tryRefund(ctx context.Context, o order.Order, reason, by string) (r order.Refund, err error) {
-	ctx, stop := context.WithTimeout(ctx, placeTimeout)
-	defer stop()
-	err = pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
+	err = a.repeat(ctx, "the refund", o.ID, func(ctx context.Context, tx pgx.Tx) error {
 		r, err = order.RequestRefund(ctx, tx, o.ID, reason, by)
 		if err != nil || !r.First {
 			return err

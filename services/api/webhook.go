@@ -77,13 +77,11 @@ func (a *api) takeReport(ctx context.Context, header http.Header, raw []byte) er
 
 // storeReport writes the message about a report, once.
 func (a *api) storeReport(ctx context.Context, said payment.Report, orderID uuid.UUID) (outcome string, err error) {
-	ctx, stop := context.WithTimeout(ctx, placeTimeout)
-	defer stop()
 	e := event.PaymentReported{
 		OrderID: orderID, Provider: a.webhooks.Provider(), IntentID: said.Intent.ID, Status: string(said.Intent.Status),
 		Amount: said.Intent.Amount, Currency: said.Intent.Currency, RefundID: said.Intent.Refund, ReportedAt: said.At,
 	}
-	err = pgx.BeginFunc(ctx, a.pool, func(tx pgx.Tx) error {
+	err = a.repeat(ctx, "the report", orderID, func(ctx context.Context, tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `SELECT user_id FROM orders WHERE id = $1`, orderID).Scan(&e.UserID)
 		if errors.Is(err, pgx.ErrNoRows) {
 			outcome = reportUnknownOrder // and not noted: an order that is restored later is told of it by the next repeat
