@@ -19,6 +19,9 @@ type Call struct {
 	ActionKey string
 	// Attempt counts the calls under Key, from 1.
 	Attempt int
+	// Lost tells how many of them, or of the queries about them, went down with their engine, perhaps before they were sent.
+	// The others have had their time to be answered.
+	Lost int
 
 	saga   uuid.UUID
 	step   int

@@ -155,7 +155,7 @@ func Resolve(ctx context.Context, tx pgx.Tx, id uuid.UUID, res Resolution, op Op
 		return err
 	}
 	if !found {
-		return s.conflict("resolve", "no call of its step has an unknown outcome")
+		return s.conflict("resolve", "no call of its step has an outcome that nobody knows")
 	}
 	return s.takeOver(ctx, tx, 0)
 }

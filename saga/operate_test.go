@@ -177,6 +177,19 @@ func TestSettleTakesAnAnswerFromOutside(t *testing.T) {
 			t.Error("the result of the answer was not recorded once")
 		}
 	})
+	t.Run("a success stays when a rejection comes after it", func(t *testing.T) {
+		t.Parallel()
+		pool := database(t)
+		in := newTrip("anna")
+		start(t, pool, in)
+		stop := engine(t, pool, quick(), darkTrip(newProvider()))
+		untilState(t, pool, in.ID, saga.InDoubt)
+		stop()
+		settle(t, pool, in.ID, saga.FoundSucceeded(payment{"pi_9"}))
+		settle(t, pool, in.ID, saga.FoundRejected("declined"))
+		engine(t, pool, quick(), darkTrip(newProvider()))
+		untilState(t, pool, in.ID, saga.Completed)
+	})
 	t.Run("a rejection compensates", func(t *testing.T) {
 		t.Parallel()
 		pool := database(t)

@@ -17,7 +17,8 @@ type storedReply struct {
 	Person bool            `json:"person,omitempty"`
 }
 
-// storeAnswer leaves an answer for the engine, at a step whose outcome is unknown.
+// storeAnswer leaves an answer for the engine, at a step whose outcome is unknown. A success that waits there stays: what has
+// happened is not undone by whoever did not see it.
 func (s *subject) storeAnswer(ctx context.Context, tx pgx.Tx, step int, a Answer, person bool) (bool, error) {
 	if a.err != nil {
 		return false, a.err
@@ -28,7 +29,8 @@ func (s *subject) storeAnswer(ctx context.Context, tx pgx.Tx, step int, a Answer
 	}
 	tag, err := tx.Exec(ctx, `
 		UPDATE saga_journal SET answer = $3
-		WHERE saga_id = $1 AND step = $2 AND NOT undo AND state IN ('intent', 'unknown')`, s.id, step, raw)
+		WHERE saga_id = $1 AND step = $2 AND NOT undo AND state IN ('intent', 'unknown')
+			AND answer ->> 'found' IS DISTINCT FROM $4`, s.id, step, raw, foundSucceeded)
 	if err != nil {
 		return false, fmt.Errorf("store an answer for saga %s: %w", s.id, err)
 	}
@@ -48,9 +50,9 @@ func storedAnswer(step int, e entry) *event {
 }
 
 // Settle tells a saga, when tx commits, what became of a call: a webhook, or any answer that comes by another way than
-// the call itself. It may come early, twice, or late. A success that comes after compensation began is undone, once; a
-// saga that had ended is opened again for it, and OnFailed is not run a second time. An answer of [NotYet], and one to
-// a step that is settled already, change nothing.
+// the call itself. It may come early, twice, or late, and a success stays when another answer comes after it. A success
+// that comes after compensation began is undone, once; a saga that had ended is opened again for it, and OnFailed is not
+// run a second time. An answer of [NotYet], and one to a step that is settled already, change nothing.
 func Settle(ctx context.Context, tx pgx.Tx, id uuid.UUID, step string, answer Answer) error {
 	s, err := lockInstance(ctx, tx, id)
 	if err != nil {

@@ -337,10 +337,12 @@ func newCall(s *state, c claim, undo bool) *Call {
 		Key:       callKey(s.in.ID, s.spec().name, undo),
 		ActionKey: callKey(s.in.ID, s.spec().name, false),
 		Attempt:   e.attempt,
+		Lost:      e.lost,
 		saga:      s.in.ID, step: s.step, name: s.spec().name, claim: c, saved: e.saved, result: e.result,
 	}
 	if undo {
-		call.Attempt = s.journal[entryKey{s.step, true}].attempt
+		e = s.journal[entryKey{s.step, true}]
+		call.Attempt, call.Lost = e.attempt, e.lost
 	}
 	return call
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/orderflow-dev/orderflow/saga"
 )
 
-// giveUpAfter is how often the provider must have said that it has not charged yet before the payment is called off.
+// giveUpAfter is how many confirms must have had no answer, from an engine that lived to wait for it, before a payment that the
+// provider has not charged yet is called off.
 const giveUpAfter = 3
 
 // payments is the step "charge payment": its call, its query, its compensation and what they leave in table payments.
@@ -27,8 +28,6 @@ type payments struct {
 // finds no id knows that nothing can have been charged.
 type progress struct {
 	IntentID string `json:"intent_id"`
-	// Unanswered counts the queries that found the intent unconfirmed although a confirm had been sent.
-	Unanswered int `json:"unanswered,omitempty"`
 }
 
 // charged is the step's result.
@@ -127,9 +126,8 @@ func (p *payments) find(ctx context.Context, in *saga.Instance, call *saga.Call)
 		final.status, final.reason = "declined", reasonDeclined
 	case payment.Canceled:
 	default:
-		done.Unanswered++
-		if done.Unanswered < giveUpAfter {
-			return saga.NotYet(), call.Save(ctx, done)
+		if call.Attempt-call.Lost < giveUpAfter {
+			return saga.NotYet(), nil
 		}
 		// Not charged so far proves nothing about a confirm that is still on its way. Cancelled does.
 		cancelled, err := p.provider.Cancel(ctx, got.ID)
