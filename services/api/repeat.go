@@ -27,7 +27,7 @@ func (a *api) repeat(ctx context.Context, what string, orderID uuid.UUID, run fu
 			return err
 		}
 	}
-	a.log.WarnContext(ctx, "not known whether "+what+" was accepted", slog.String("order_id", orderID.String()), slog.Any("error", err))
+	a.log.WarnContext(ctx, "not known whether it was accepted", slog.String("what", what), slog.String("order_id", orderID.String()), slog.Any("error", err))
 	return newProblem(http.StatusServiceUnavailable, kindOutcomeUnknown,
 		"It is not known whether "+what+" was accepted. Send it again to find out.").retry(time.Second)
 }
