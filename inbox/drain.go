@@ -104,26 +104,29 @@ func (c *Consumer) drain(ctx, work context.Context) bool {
 	return true
 }
 
+// readable is the condition for a hold whose head is not left to another version of the program. $2 is
+// [ClassUnsupportedVersion], $3 and $4 are the topics and types of the routes.
+const readable = `(error_class IS DISTINCT FROM $2 OR (topic, type) IN (SELECT * FROM unnest($3::text[], $4::text[])))`
+
 func (c *Consumer) claim(ctx context.Context) (h hold, found bool, err error) {
 	h.token = uuid.New()
 	topics, types := c.routes.routed()
-	// A head that only another version of the program can read is left to that one.
 	err = c.pool.QueryRow(ctx, c.store.sql(`
 		WITH due AS (
 			SELECT topic, key FROM {inbox_holds}
 			WHERE consumer_group = $1 AND state = 'held'
 			  AND next_at <= now() AND (leased_until IS NULL OR leased_until < now())
-			  AND (error_class IS DISTINCT FROM $4 OR (topic, type) IN (SELECT * FROM unnest($5::text[], $6::text[])))
+			  AND `+readable+`
 			ORDER BY next_at
 			LIMIT 1
 			FOR UPDATE SKIP LOCKED
 		)
 		UPDATE {inbox_holds} h
-		SET lease_token = $2::text::uuid, leased_until = now() + $3 * interval '1 millisecond'
+		SET lease_token = $5::text::uuid, leased_until = now() + $6 * interval '1 millisecond'
 		FROM due
 		WHERE h.consumer_group = $1 AND h.topic = due.topic AND h.key = due.key
 		RETURNING h.topic, h.key, h.tries`),
-		c.group, h.token.String(), c.opts.Lease.Milliseconds(), ClassUnsupportedVersion, topics, types,
+		c.group, ClassUnsupportedVersion, topics, types, h.token.String(), c.opts.Lease.Milliseconds(),
 	).Scan(&h.topic, &h.key, &h.tries)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return hold{}, false, nil

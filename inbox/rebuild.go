@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // leftTo returns which of items are the business of another group: it has parked or discarded them, or they are still to come
@@ -38,27 +37,49 @@ func (s store) leftTo(ctx context.Context, tx pgx.Tx, group, topic string, items
 // Fates counts what became of the messages a group has met, as far as it remembers them.
 type Fates struct {
 	Done, Discarded     int
+	Open                int // of the discarded, those left to the group of [Options.Rebuild] that it has not settled yet
 	Dead, Held, Waiting int // parked now; see [StateDead]
-	Due                 int // keys whose held message is being tried, or may be
+	Due                 int // keys whose held message is being tried, or may be by this consumer
 }
 
-// CountFates counts the fates of a group's messages. The pool's search_path says of which schema.
-func CountFates(ctx context.Context, pool *pgxpool.Pool, group string) (f Fates, err error) {
-	err = pool.QueryRow(ctx, `
-		SELECT p.done, p.discarded, m.dead, m.held, m.waiting, h.due
+// CountFates counts the fates of the group's messages.
+func (c *Consumer) CountFates(ctx context.Context) (f Fates, err error) {
+	topics, types := c.routes.routed()
+	err = c.pool.QueryRow(ctx, c.store.sql(`
+		SELECT p.done, p.discarded, l.open, m.dead, m.held, m.waiting, h.due
 		FROM (
 			SELECT count(*) FILTER (WHERE state = 'done') AS done, count(*) FILTER (WHERE state = 'discarded') AS discarded
-			FROM processed_messages WHERE consumer_group = $1
+			FROM {processed_messages} WHERE consumer_group = $1
 		) p, (
+			SELECT count(*) AS open
+			FROM {processed_messages} r
+			LEFT JOIN {processed_messages} t ON (t.slot, t.consumer_group, t.event_id) = (r.slot, $5, r.event_id)
+			WHERE $5 <> '' AND r.consumer_group = $1 AND r.state = 'discarded' AND (t.state IS NULL OR t.state = 'parked')
+		) l, (
 			SELECT count(*) FILTER (WHERE state = 'dead') AS dead, count(*) FILTER (WHERE state = 'held') AS held,
 			       count(*) FILTER (WHERE state = 'waiting') AS waiting
-			FROM parked_messages WHERE consumer_group = $1
+			FROM {parked_messages} WHERE consumer_group = $1
 		) m, (
-			SELECT count(*) FILTER (WHERE next_at <= clock_timestamp() OR leased_until > clock_timestamp()) AS due
-			FROM inbox_holds WHERE consumer_group = $1 AND state = 'held'
-		) h`, group).Scan(&f.Done, &f.Discarded, &f.Dead, &f.Held, &f.Waiting, &f.Due)
+			SELECT count(*) FILTER (WHERE leased_until > clock_timestamp() OR next_at <= clock_timestamp() AND `+readable+`) AS due
+			FROM {inbox_holds} WHERE consumer_group = $1 AND state = 'held'
+		) h`), c.group, ClassUnsupportedVersion, topics, types, c.opts.Rebuild,
+	).Scan(&f.Done, &f.Discarded, &f.Open, &f.Dead, &f.Held, &f.Waiting, &f.Due)
 	if err != nil {
-		return f, fmt.Errorf("count the fates of group %s: %w", group, err)
+		return f, fmt.Errorf("count the fates of group %s: %w", c.group, err)
 	}
 	return f, nil
+}
+
+// RetryHeld makes the held messages of the group due now, except those of a version that this consumer cannot read. It is for
+// an operator who has mended what they failed of.
+func (c *Consumer) RetryHeld(ctx context.Context) error {
+	topics, types := c.routes.routed()
+	_, err := c.pool.Exec(ctx, c.store.sql(`
+		UPDATE {inbox_holds} SET next_at = now()
+		WHERE consumer_group = $1 AND state = 'held' AND next_at > now() AND `+readable),
+		c.group, ClassUnsupportedVersion, topics, types)
+	if err != nil {
+		return fmt.Errorf("make the held messages of group %s due: %w", c.group, err)
+	}
+	return nil
 }

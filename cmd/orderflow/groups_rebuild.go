@@ -30,14 +30,18 @@ recognised by its own row (an email by its order and kind, a shipment by its ord
 for rows that were lost or that a bug never made, where a rewind would drop each message as a duplicate. The group itself
 and its offsets are left alone, and its services should run: they send what is queued here.
 
-What the group has parked or discarded is left to it, and so is what is still to come to it behind a held key. An email that
-is made again may have been sent before its row was lost, so the email service asks its providers first (--lookup-url); one
-without a look-up is sent it again, under the same Message-ID. Messages older than 28 days are parked, never run.
+What the group has parked or discarded is left to it, and so is what is still to come to it behind a held key; OPEN THERE counts
+those of them that it has neither done nor discarded. An email that is made again may have been sent before
+its row was lost, so the email service asks its providers first (--lookup-url); one without a look-up is sent it again, under
+the same Message-ID. Messages older than 28 days are parked, never run.
 
 NAME begins with the group's name and a dash. Under a new NAME everything is read from the beginning; with one that was
 interrupted the same command goes on where it stopped. Without --yes it only prints the plan: the records to read in each
 partition, up to its end as of now, and how many the group knows, estimated from the first 500 of a partition where there
-are more.`,
+are more.
+
+Exit code 6: some are not made again, being parked under NAME or open in the group; the same command tries again what is held.
+Exit code 124: nothing has moved for --timeout. The last lines say what is left and what to do.`,
 		Example: "  orderflow groups rebuild email --as email-rebuild\n  orderflow groups rebuild warehouse --as warehouse-2026-01 --yes",
 		Args:    cobra.ExactArgs(1),
 		RunE:    rebuildGroup,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -17,18 +18,21 @@ import (
 	"github.com/orderflow-dev/orderflow/internal/kafka"
 )
 
-// rebuildDoc is what a rebuild did, as JSON shows it. What is held, waiting and dead is so under the name now, whichever run
-// has parked it.
+// rebuildDoc is what a rebuild did, as JSON shows it. What is open, held, waiting and dead is so under the name now, whichever
+// run has left or parked it.
 type rebuildDoc struct {
 	Group    string `json:"group"`
 	As       string `json:"as"`
 	CameBack int    `json:"came_back"`   // messages with an effect that was missing
 	Was      int    `json:"done_before"` // messages whose effects were all there
-	Left     int    `json:"left"`        // to the group: parked or discarded there
+	Left     int    `json:"left"`        // to the group: parked or discarded there, or behind a held key
+	Open     int    `json:"open"`        // of those left to the group, what it has neither done nor discarded
 	Held     int    `json:"held"`
 	Waiting  int    `json:"waiting"`
 	Dead     int    `json:"dead"`
 }
+
+const goesOn = "the same command goes on where this one stopped"
 
 // run runs a consumer of the name until it has read what was there, and prints what it did.
 func (r *rebuild) run(ctx context.Context, out *output) error {
@@ -39,19 +43,15 @@ func (r *rebuild) run(ctx context.Context, out *output) error {
 	if counted != "on" {
 		return fail(exitFailure, "set track_counts = on", "Postgres counts no rows, and by them it is told what came back")
 	}
-	before, err := inbox.CountFates(ctx, r.pool, r.as)
+	consumer, err := r.newConsumer()
 	if err != nil {
 		return err
 	}
-	r.made.ids = map[uuid.UUID]bool{}
-	routes := make([]inbox.Route, len(r.routes))
-	for i, rt := range r.routes {
-		routes[i] = r.made.watch(rt)
-	}
-	consumer, err := inbox.NewConsumer(r.pool, r.as, routes, inbox.Options{
-		Kafka: r.client.Opts(), Rebuild: r.group, DLQTopic: r.group + ".dlq",
-	})
+	before, err := consumer.CountFates(ctx)
 	if err != nil {
+		return err
+	}
+	if err := consumer.RetryHeld(ctx); err != nil {
 		return err
 	}
 	work, stop := context.WithCancel(ctx)
@@ -66,60 +66,90 @@ func (r *rebuild) run(ctx context.Context, out *output) error {
 	// Also after an interrupt, which has ended ctx.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
-	doc, err := r.result(after, before)
+	doc, err := r.result(after, consumer, before)
+	if err == nil {
+		err = one(out, doc, doc.table())
+	}
+	if ctx.Err() != nil {
+		followed = fail(exitInterrupted, goesOn, "interrupted")
+	}
+	if followed != nil && err != nil {
+		r.cmd.PrintErrf("what was done is not known: %v\n", err)
+	}
+	return cmp.Or(followed, err, doc.verdict())
+}
+
+func (r *rebuild) newConsumer() (*inbox.Consumer, error) {
+	r.made.ids = map[uuid.UUID]bool{}
+	routes := make([]inbox.Route, len(r.routes))
+	for i, rt := range r.routes {
+		routes[i] = r.made.watch(rt)
+	}
+	return inbox.NewConsumer(r.pool, r.as, routes, inbox.Options{
+		Kafka: r.client.Opts(), Rebuild: r.group, DLQTopic: r.group + ".dlq",
+		DrainTimeout: min(r.timeout, 20*time.Second), // what has not moved for the timeout is not waited for
+	})
+}
+
+// reading is how far a rebuild is.
+type reading struct {
+	read, total int64 // records
+	due         int   // held keys that are tried or may be; counted once everything is read
+}
+
+func (p reading) String() string {
+	if p.read < p.total {
+		return fmt.Sprintf("%d of %d records are not done", p.total-p.read, p.total)
+	}
+	return fmt.Sprintf("everything is read, and the messages of %d held keys are to be tried", p.due)
+}
+
+func (r *rebuild) look(ctx context.Context, consumer *inbox.Consumer) (p reading, err error) {
+	committed, err := kafka.Committed(ctx, r.client, r.as)
 	if err != nil {
-		return err
+		return p, err
 	}
-	if err := one(out, doc, doc.table()); err != nil {
-		return err
+	p.total = r.records()
+	for _, m := range r.moves {
+		o, _ := committed.Lookup(m.Topic, m.Partition)
+		p.read += min(max(o.At, m.To), m.From) - m.To
 	}
-	switch {
-	case ctx.Err() != nil:
-		return fail(exitInterrupted, "the same command goes on where this one stopped", "interrupted")
-	case followed != nil:
-		return followed
-	case doc.Held+doc.Waiting+doc.Dead > 0:
-		return fail(exitPartial, "`orderflow dlq list --group "+r.as+"` shows them; the same command tries again what is held, `orderflow dlq replay` makes dead ones held",
-			"%d messages are held, %d wait behind them, %d are dead", doc.Held, doc.Waiting, doc.Dead)
+	if p.read < p.total {
+		return p, nil
 	}
-	return nil
+	fates, err := consumer.CountFates(ctx)
+	p.due = fates.Due
+	return p, err
 }
 
 // follow shows how far the consumer is, until it has committed what was to be read and no held key is due.
 func (r *rebuild) follow(ctx context.Context, consumer *inbox.Consumer) error {
 	show := newProgress(r.cmd.ErrOrStderr())
 	defer show.end()
-	total, best, moved := r.records(), int64(-1), time.Now()
+	at, best, moved := reading{total: r.records()}, int64(-1), time.Now()
 	for {
-		committed, err := kafka.Committed(ctx, r.client, r.as)
+		p, err := r.look(ctx, consumer)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		var done int64
-		for _, m := range r.moves {
-			o, _ := committed.Lookup(m.Topic, m.Partition)
-			done += min(max(o.At, m.To), m.From) - m.To
-		}
-		due := 0
-		if err == nil && done == total {
-			var fates inbox.Fates
-			if fates, err = inbox.CountFates(ctx, r.pool, r.as); err == nil && fates.Due == 0 {
-				show.at(int(done), int(total), "records")
+		if err == nil {
+			at = p
+			show.at(int(p.read), int(p.total), "records")
+			if p.read == p.total && p.due == 0 {
 				return nil
 			}
-			due = fates.Due
+			if p.read-int64(p.due) > best {
+				best, moved = p.read-int64(p.due), time.Now()
+			}
 		}
-		if done-int64(due) > best {
-			best, moved = done-int64(due), time.Now()
-		}
-		show.at(int(done), int(total), "records")
 		if time.Since(moved) > r.timeout {
 			show.end()
 			why := consumer.Why()
 			if err != nil {
 				why = append(why, err.Error())
 			}
-			return fail(exitTimeout, "the same command goes on where this one stopped", "nothing has moved for %v: %s", r.timeout, strings.Join(why, "; "))
+			return fail(exitTimeout, goesOn+"; --timeout has it wait longer", "nothing has moved for %v: %s",
+				r.timeout, strings.Join(append([]string{at.String()}, why...), "; "))
 		}
 		if !sleep(ctx, lookEvery) {
 			return ctx.Err()
@@ -127,13 +157,14 @@ func (r *rebuild) follow(ctx context.Context, consumer *inbox.Consumer) error {
 	}
 }
 
-func (r *rebuild) result(ctx context.Context, before inbox.Fates) (rebuildDoc, error) {
-	after, err := inbox.CountFates(ctx, r.pool, r.as)
+func (r *rebuild) result(ctx context.Context, consumer *inbox.Consumer, before inbox.Fates) (rebuildDoc, error) {
+	after, err := consumer.CountFates(ctx)
 	if err != nil {
 		return rebuildDoc{}, err
 	}
 	doc := rebuildDoc{
-		Group: r.group, As: r.as, Left: after.Discarded - before.Discarded, Held: after.Held, Waiting: after.Waiting, Dead: after.Dead,
+		Group: r.group, As: r.as, Left: after.Discarded - before.Discarded, Open: after.Open,
+		Held: after.Held, Waiting: after.Waiting, Dead: after.Dead,
 	}
 	// Not all that was made was committed.
 	for ids := range slices.Chunk(slices.Collect(maps.Keys(r.made.ids)), chunk) {
@@ -147,15 +178,32 @@ func (r *rebuild) result(ctx context.Context, before inbox.Fates) (rebuildDoc, e
 	return doc, nil
 }
 
+// verdict is what a rebuild that came to its end has to say: it has done nothing about these messages.
+func (d rebuildDoc) verdict() error {
+	var not, hints []string
+	if d.Held+d.Waiting+d.Dead > 0 {
+		not = append(not, fmt.Sprintf("%d messages are held, %d wait behind others of their key, %d are dead", d.Held, d.Waiting, d.Dead))
+		hints = append(hints, "`orderflow dlq list --group "+d.As+"` shows them; the same command tries again what is held, `orderflow dlq replay` makes dead ones held")
+	}
+	if d.Open > 0 {
+		not = append(not, fmt.Sprintf("%d are left to group %s, which has parked them or is to meet them behind a held key", d.Open, d.Group))
+		hints = append(hints, "`orderflow dlq list --group "+d.Group+"` shows what it has parked; it does the rest itself when those are replayed or discarded")
+	}
+	if not == nil {
+		return nil
+	}
+	return fail(exitPartial, strings.Join(hints, "\n"), "not all is made again: %s", strings.Join(not, "; "))
+}
+
 func (d rebuildDoc) table() *table {
-	t := &table{header: []string{"CAME BACK", "DONE BEFORE", "LEFT TO " + strings.ToUpper(d.Group), "HELD", "WAITING", "DEAD"}}
+	t := &table{header: []string{"CAME BACK", "DONE BEFORE", "LEFT TO " + strings.ToUpper(d.Group), "OPEN THERE", "HELD", "WAITING", "DEAD"}}
 	style := func(n int) cell {
 		if n > 0 {
 			return cell{fmt.Sprint(n), "warn"}
 		}
 		return cell{text: "0"}
 	}
-	t.add(cell{fmt.Sprint(d.CameBack), "good"}, d.Was, d.Left, style(d.Held), style(d.Waiting), style(d.Dead))
+	t.add(cell{fmt.Sprint(d.CameBack), "good"}, d.Was, d.Left, style(d.Open), style(d.Held), style(d.Waiting), style(d.Dead))
 	return t
 }
 
