@@ -44,7 +44,7 @@ func (p *pool) lease(ctx context.Context) (*Broker, error) {
 		named := strings.Fields(os.Getenv(Variable))
 		p.free = make(chan *Broker, len(named))
 		for _, addrs := range named {
-			p.free <- &Broker{Addrs: strings.Split(addrs, ",")}
+			p.free <- &Broker{Addrs: strings.Split(addrs, ","), Apache: true}
 		}
 	})
 	if cap(p.free) == 0 {

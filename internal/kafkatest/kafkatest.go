@@ -36,6 +36,8 @@ const (
 type Broker struct {
 	// Addrs are the addresses to connect to.
 	Addrs []string
+	// Apache is false for a kfake.
+	Apache bool
 }
 
 // New returns a Kafka that has the topics, each with [Partitions] partitions, and nothing else: no other topic, no group.
