@@ -143,3 +143,61 @@ func TestABadExportIsRefusedAsAWhole(t *testing.T) {
 		t.Errorf("%d messages parked after nothing but bad files, want 0", n)
 	}
 }
+
+// contents are all rows of the inbox and the outbox, for who wants to know that nothing has changed.
+func (s *shop) contents() (rows string) {
+	s.Helper()
+	err := s.db.Pool.QueryRow(s.Context(), `
+		SELECT coalesce(string_agg(row, E'\n' ORDER BY row), '')
+		FROM (
+			SELECT 'parked ' || t FROM warehouse.parked_messages t
+			UNION ALL SELECT 'hold ' || t FROM warehouse.inbox_holds t
+			UNION ALL SELECT 'processed ' || t FROM warehouse.processed_messages t
+			UNION ALL SELECT 'edit ' || t FROM warehouse.inbox_edits t
+			UNION ALL SELECT 'audit ' || t FROM warehouse.inbox_audit t
+			UNION ALL SELECT 'outbox ' || t FROM warehouse.outbox t
+		) AS t (row)`).Scan(&rows)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return rows
+}
+
+func TestACutOffExportIsTakenInPartsAndNothingOfItTwice(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	for _, user := range []string{"ada", "bob"} {
+		s.publish(user, []byte("{"))
+	}
+	s.waitForDead(2)
+	whole := s.dlq("export").stdout
+	first, _, _ := strings.Cut(whole, "\n")
+	if _, err := s.db.Pool.Exec(t.Context(), `
+		TRUNCATE warehouse.parked_messages, warehouse.inbox_holds, warehouse.processed_messages, warehouse.inbox_edits, warehouse.inbox_audit`); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name, content string
+		code          int
+		says          string
+		changes       bool
+		more          []string
+	}{
+		{"cut behind its first message", first + "\n", exitUsage, "it was cut off", false, nil},
+		{"the same, as it is", first + "\n", 0, "1 of 1 messages were imported", true, []string{"--partial"}},
+		{"the same again", first + "\n", 0, "0 of 1 messages were imported", false, []string{"--partial"}},
+		{"the whole file", whole, 0, "1 of 2 messages were imported", true, nil},
+		{"the whole file again", whole, 0, "0 of 2 messages were imported", false, nil},
+		{"the whole file again, as it is", whole, 0, "0 of 2 messages were imported", false, []string{"--partial"}},
+	} {
+		before := s.contents()
+		got := s.dlq(append([]string{"import", file(t, []byte(tc.content)), "--yes"}, tc.more...)...)
+		if got.code != tc.code || !strings.Contains(got.stderr, tc.says) {
+			t.Errorf("%s: exit %d, %s; want %d and %q", tc.name, got.code, got.stderr, tc.code, tc.says)
+		}
+		diff := cmp.Diff(strings.Split(before, "\n"), strings.Split(s.contents(), "\n"))
+		if (diff != "") != tc.changes {
+			t.Errorf("%s: rows have changed: %t, want %t\n%s", tc.name, diff != "", tc.changes, diff)
+		}
+	}
+}
