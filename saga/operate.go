@@ -11,7 +11,7 @@ import (
 )
 
 // Operator is who intervenes, why, and on which revision of the instance. All three are required: the intervention is
-// audited, and refused with [ErrConflict] if the instance has moved since it was looked at.
+// audited, and refused with [ErrConflict] if the instance has moved since it was looked at, or somebody else has intervened.
 type Operator struct {
 	By     string
 	Reason string
@@ -62,6 +62,10 @@ func intervene(ctx context.Context, tx pgx.Tx, id uuid.UUID, action string, op O
 	}
 	if s.rev != op.Rev {
 		return nil, fmt.Errorf("%s saga %s: revision %d is now %d: %w", action, id, op.Rev, s.rev, ErrConflict)
+	}
+	// Used up, also by a command that leaves the rest of the row alone: of two people who looked at it, one is obeyed.
+	if _, err := tx.Exec(ctx, `UPDATE saga_instances SET rev = rev + 1 WHERE id = $1`, id); err != nil {
+		return nil, fmt.Errorf("%s saga %s: %w", action, id, err)
 	}
 	return s, s.audit(ctx, tx, action, op)
 }
@@ -116,7 +120,7 @@ func Retry(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error {
 	_, err = tx.Exec(ctx, `
 		UPDATE saga_instances
 		SET state = CASE WHEN failure_kind IS NOT NULL THEN 'compensating' WHEN state = 'stuck' THEN 'running' ELSE state END,
-			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, rev = rev + 1, updated_at = clock_timestamp()
+			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, updated_at = clock_timestamp()
 		WHERE id = $1`, id)
 	if err != nil {
 		return fmt.Errorf("retry saga %s: %w", id, err)
@@ -175,7 +179,7 @@ func Compensate(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error
 	_, err = tx.Exec(ctx, `
 		UPDATE saga_instances
 		SET state = 'compensating', failure_kind = 'operator', failure_step = step_name, failure_reason = $2,
-			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, rev = rev + 1, updated_at = clock_timestamp(),
+			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, updated_at = clock_timestamp(),
 			started_at = coalesce(started_at, clock_timestamp())
 		WHERE id = $1`, id, clip(op.Reason))
 	if err != nil {
@@ -208,7 +212,7 @@ func Skip(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error {
 	_, err = tx.Exec(ctx, `
 		UPDATE saga_instances
 		SET state = CASE WHEN failure_kind IS NULL THEN 'running' ELSE 'compensating' END,
-			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, rev = rev + 1, updated_at = clock_timestamp()
+			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, updated_at = clock_timestamp()
 		WHERE id = $1`, id)
 	if err != nil {
 		return fmt.Errorf("skip a step of saga %s: %w", id, err)

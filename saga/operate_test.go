@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -135,6 +137,54 @@ func TestOperatorsAreRefusedWhatTheStateForbids(t *testing.T) {
 	}
 	if n := count(t, pool, `SELECT count(*) FROM saga_audit`); n != 0 {
 		t.Errorf("%d audit rows of refused interventions, want none", n)
+	}
+}
+
+// Two people look at one revision. Whatever the first one wants is done, and the second has to look again.
+func TestOfTwoOperatorsAtOneRevisionTheSecondIsRefused(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	resolve := func(happened bool) func(context.Context, pgx.Tx, uuid.UUID, saga.Operator) error {
+		return func(ctx context.Context, tx pgx.Tx, id uuid.UUID, op saga.Operator) error {
+			return saga.Resolve(ctx, tx, id, saga.Resolution{Happened: happened}, op)
+		}
+	}
+	commands := []struct {
+		name string
+		act  func(context.Context, pgx.Tx, uuid.UUID, saga.Operator) error
+	}{
+		{"retry", saga.Retry}, {"compensate", saga.Compensate}, {"skip", saga.Skip},
+		{"resolve --charged", resolve(true)}, {"resolve --not-charged", resolve(false)},
+	}
+	// Stuck at a call whose outcome is unknown: each command is allowed.
+	p := newProvider()
+	odd := func(context.Context, *saga.Instance, *saga.Call) (any, error) {
+		return nil, saga.Stuck(errors.New("two amounts"))
+	}
+	looked := make([]saga.Instance, len(commands))
+	for i := range looked {
+		in := newTrip(fmt.Sprintf("user-%d", i))
+		looked[i].ID = in.ID
+		start(t, pool, in)
+	}
+	stop := engine(t, pool, quick(), saga.Define("trip", 1, saga.Remote("charge", odd).Query(p.find).Undo(p.refund).Timeout(time.Second)))
+	for i := range looked {
+		looked[i] = untilState(t, pool, looked[i].ID, saga.StuckState).Instance
+	}
+	stop()
+	for i, first := range commands {
+		op := saga.Operator{By: "the first", Reason: "looked", Rev: looked[i].Rev}
+		inTx(t, pool, func(tx pgx.Tx) error { return first.act(t.Context(), tx, looked[i].ID, op) })
+		for _, second := range commands {
+			op.By = "the second"
+			err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return second.act(t.Context(), tx, looked[i].ID, op) })
+			if !errors.Is(err, saga.ErrConflict) || !strings.Contains(err.Error(), "revision") {
+				t.Errorf("%s after %s, at one revision: %v, want ErrConflict that names the revision", second.name, first.name, err)
+			}
+		}
+		if audit := load(t, pool, looked[i].ID).Audit; len(audit) != 1 || audit[0].By != "the first" {
+			t.Errorf("audit of %s = %+v, want what the first one did", first.name, audit)
+		}
 	}
 }
 
