@@ -47,7 +47,7 @@
 // With [EngineOptions.Meter], by definition and step where that makes sense:
 //
 //	saga_live            gauge: instances that have not ended, by state
-//	saga_oldest          gauge, s: age since its last change of the oldest instance in_doubt and stuck, by state
+//	saga_oldest          gauge, s: how long the oldest instance in_doubt and stuck has been so, by state
 //	saga_overdue         gauge: lanes that should have run more than a minute ago
 //	saga_steps           local steps run, by kind (do, undo, end) and outcome (succeeded, rejected, stuck, failed)
 //	saga_step_duration   histogram, s: the same; a batch counts once

@@ -108,7 +108,9 @@ func (b *batch) flushInstances(q *pgx.Batch) *pgx.QueuedQuery {
 		forward, ended = append(forward, in.ForwardOnly), append(ended, u.s.ended)
 		started, deadlines = append(started, orNull(in.StartedAt)), append(deadlines, orNull(in.DeadlineAt))
 		in.Rev++
-		in.UpdatedAt = b.now
+		if was := u.t.s; was.in.State != in.State || was.step != u.s.step {
+			in.UpdatedAt = b.now
+		}
 		u.s.crashes = 0
 	}
 	return q.Queue(`
@@ -116,7 +118,8 @@ func (b *batch) flushInstances(q *pgx.Batch) *pgx.QueuedQuery {
 		SET rev = s.rev + 1, state = t.state, step = t.step, step_name = t.name, attempt = t.attempt,
 			failure_kind = t.kind, failure_step = t.failed, failure_reason = t.reason, stuck_for = t.stuck,
 			error = t.error, forward_only = t.forward, started_at = t.started, deadline_at = t.deadline, crashes = 0,
-			updated_at = clock_timestamp(), ended_at = CASE WHEN t.ended THEN coalesce(s.ended_at, clock_timestamp()) END,
+			updated_at = CASE WHEN (s.state, s.step) = (t.state, t.step) THEN s.updated_at ELSE clock_timestamp() END,
+			ended_at = CASE WHEN t.ended THEN coalesce(s.ended_at, clock_timestamp()) END,
 			finished_at = CASE WHEN t.state IN ('completed', 'compensated') THEN clock_timestamp() END
 		FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::int[], $6::int[], $7::text[], $8::text[],
 				$9::text[], $10::text[], $11::text[], $12::bool[], $13::bool[], $14::timestamptz[], $15::timestamptz[])

@@ -68,7 +68,7 @@ type Instance struct {
 	CreatedAt       time.Time
 	StartedAt       time.Time // when it headed its lane; zero while it waits
 	DeadlineAt      time.Time // zero without a deadline
-	UpdatedAt       time.Time
+	UpdatedAt       time.Time // when it came to its State or its Step
 	FinishedAt      time.Time
 }
 

@@ -3,6 +3,7 @@ package saga_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,6 +37,83 @@ func TestGaugesShowWhatNeedsAPerson(t *testing.T) {
 	stop()
 	if live := gauge[int64](t, reader, "saga_live"); len(live) != 0 {
 		t.Errorf("after Run the gauges still show %v", live)
+	}
+}
+
+// The ages differ by hours, so that a slow machine makes no difference.
+func TestInspectCountsWhatIsLiveAndHowLongItHasWaited(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	if got, err := saga.Inspect(t.Context(), pool); err != nil || len(got.States) > 0 || got.Overdue > 0 || got.OldestInDoubt+got.OldestStuck+got.OldestOverdue > 0 {
+		t.Errorf("Inspect of nothing = %+v, %v", got, err)
+	}
+	var all []saga.NewInstance
+	for i := range 12 {
+		all = append(all, newTrip(fmt.Sprint(i)))
+	}
+	start(t, pool, all...)
+	var got saga.Status
+	inTx(t, pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), `
+			UPDATE saga_instances i
+			SET state = t.state, updated_at = clock_timestamp() - make_interval(hours => t.hours),
+				stuck_for = CASE t.state WHEN 'stuck' THEN 'error' END,
+				failure_kind = CASE WHEN t.state LIKE 'compensat%' THEN 'rejected' END,
+				finished_at = CASE WHEN t.state IN ('completed', 'compensated') THEN clock_timestamp() END
+			FROM (VALUES ('0', 'running', 90), ('1', 'running', 80), ('2', 'compensating', 70), ('3', 'in_doubt', 2), ('4', 'in_doubt', 30),
+				('5', 'in_doubt', 1), ('6', 'stuck', 3), ('7', 'stuck', 40), ('8', 'completed', 100), ('9', 'compensated', 100)) AS t(lane, state, hours)
+			WHERE i.lane = t.lane;
+			UPDATE saga_lanes SET run_at = NULL;
+			UPDATE saga_lanes SET run_at = clock_timestamp() - interval '2 minutes' WHERE lane IN ('0', '2');
+			UPDATE saga_lanes SET run_at = clock_timestamp() - interval '50 hours' WHERE lane = '1';
+			UPDATE saga_lanes SET run_at = clock_timestamp() + interval '2 hours' WHERE lane = '3';
+			UPDATE saga_lanes SET run_at = clock_timestamp() WHERE lane = '10'`) // due, and not overdue
+		if err != nil {
+			return err
+		}
+		got, err = saga.Inspect(t.Context(), tx)
+		return err
+	})
+	states := map[saga.State]int{saga.Waiting: 2, saga.Running: 2, saga.Compensating: 1, saga.InDoubt: 3, saga.StuckState: 2}
+	if diff := cmp.Diff(states, got.States); diff != "" || got.Overdue != 3 {
+		t.Errorf("%d lanes overdue, want 3; live instances (-want +got):\n%s", got.Overdue, diff)
+	}
+	for name, age := range map[string]struct {
+		got  time.Duration
+		want time.Duration
+	}{
+		"in doubt": {got.OldestInDoubt, 30 * time.Hour}, "stuck": {got.OldestStuck, 40 * time.Hour}, "overdue": {got.OldestOverdue, 50 * time.Hour},
+	} {
+		if age.got.Truncate(time.Hour) != age.want {
+			t.Errorf("the oldest %s is %v old, want %v", name, age.got, age.want)
+		}
+	}
+}
+
+// The other side is asked again and again, and a person may ask too: that makes a doubt no younger.
+func TestADoubtIsAsOldAsItWasWhenItIsAskedAboutAgain(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	var asked atomic.Int32
+	never := func(context.Context, *saga.Instance, *saga.Call) (any, error) { return nil, errTimeout }
+	silent := func(context.Context, *saga.Instance, *saga.Call) (saga.Answer, error) {
+		asked.Add(1)
+		return saga.NotYet(), nil
+	}
+	def := saga.Define("trip", 1, saga.Remote("charge", never).Query(silent).Timeout(time.Millisecond).KeyWindow(20*time.Millisecond).Pivot())
+	in := newTrip("anna")
+	start(t, pool, in)
+	engine(t, pool, quick(), def)
+	since := untilState(t, pool, in.ID, saga.InDoubt).Instance.UpdatedAt
+	if _, err := pool.Exec(t.Context(), `UPDATE saga_instances SET updated_at = updated_at - interval '5 hours'`); err != nil {
+		t.Fatal(err)
+	}
+	inTx(t, pool, func(tx pgx.Tx) error { return saga.RequestCancel(t.Context(), tx, in.ID) })
+	intervene(t, pool, in.ID, saga.Operator{By: "ops", Reason: "ask now"}, saga.Retry)
+	before := asked.Load()
+	until(t, "it is asked about again", func() bool { return asked.Load() > before+3 })
+	if got := load(t, pool, in.ID).Instance; got.State != saga.InDoubt || !got.UpdatedAt.Equal(since.Add(-5*time.Hour)) {
+		t.Errorf("the saga is %s since %v, want it in doubt since %v", got.State, got.UpdatedAt, since.Add(-5*time.Hour))
 	}
 }
 

@@ -120,7 +120,8 @@ func Retry(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error {
 	_, err = tx.Exec(ctx, `
 		UPDATE saga_instances
 		SET state = CASE WHEN failure_kind IS NOT NULL THEN 'compensating' WHEN state = 'stuck' THEN 'running' ELSE state END,
-			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, updated_at = clock_timestamp()
+			updated_at = CASE WHEN state = 'stuck' THEN clock_timestamp() ELSE updated_at END,
+			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0
 		WHERE id = $1`, id)
 	if err != nil {
 		return fmt.Errorf("retry saga %s: %w", id, err)

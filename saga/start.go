@@ -92,7 +92,7 @@ func RequestCancel(ctx context.Context, tx pgx.Tx, id uuid.UUID) error {
 		WHERE lane = (SELECT lane FROM saga_instances WHERE id = $1 AND finished_at IS NULL)`, id)
 	b.Queue(`
 		UPDATE saga_instances
-		SET cancel_requested_at = clock_timestamp(), updated_at = clock_timestamp()
+		SET cancel_requested_at = clock_timestamp()
 		WHERE id = $1 AND finished_at IS NULL AND cancel_requested_at IS NULL`, id)
 	if err := tx.SendBatch(ctx, &b).Close(); err != nil {
 		return fmt.Errorf("request cancel of saga %s: %w", id, err)

@@ -39,7 +39,7 @@ func observe(meter metric.Meter, seen *atomic.Pointer[Status]) (metric.Registrat
 		return nil, fmt.Errorf("gauge of live instances: %w", err)
 	}
 	oldest, err := meter.Float64ObservableGauge("saga_oldest", metric.WithUnit("s"),
-		metric.WithDescription("Age since its last change of the oldest instance that needs a person, by state."))
+		metric.WithDescription("How long the oldest instance that needs a person has been so, by state."))
 	if err != nil {
 		return nil, fmt.Errorf("gauge of the oldest instance: %w", err)
 	}
