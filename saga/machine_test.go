@@ -46,7 +46,7 @@ func TestAnythingMayHappenToASaga(t *testing.T) {
 		steps := drawSteps(rt)
 		m := &machine{
 			t: t, pool: pool, id: uuid.Must(uuid.NewV7()), happened: map[saga.FailureKind]bool{},
-			p: &participants{steps: steps, tries: make([]int, len(steps)), undos: make([]int, len(steps))},
+			p: newParticipants(steps),
 		}
 		for i, s := range steps {
 			m.happened[saga.FailedRejected] = m.happened[saga.FailedRejected] || slices.Contains(s.tries, "reject")
@@ -130,9 +130,18 @@ func (m *machine) deadline() {
 
 // forget makes every call older than the other side's memory.
 func (m *machine) forget() {
-	_, err := m.pool.Exec(m.t.Context(), `UPDATE saga_journal SET key_since = key_since - interval '1 day' WHERE saga_id = $1`, m.id)
+	rows, _ := m.pool.Query(m.t.Context(), `
+		UPDATE saga_journal SET key_since = key_since - interval '1 day'
+		WHERE saga_id = $1 AND NOT undo AND key_since IS NOT NULL
+		RETURNING key`, m.id)
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		m.t.Fatal(err)
+	}
+	m.p.mu.Lock()
+	defer m.p.mu.Unlock()
+	for _, key := range keys {
+		m.p.forgotten[key] = true
 	}
 }
 
@@ -192,6 +201,11 @@ func (m *machine) resolve() {
 		return saga.Resolve(ctx, tx, id, saga.Resolution{Happened: did, Result: json.RawMessage(`null`)}, op)
 	})
 	m.happened[saga.FailedOperator] = m.happened[saga.FailedOperator] || obeyed && !did
+	if obeyed && !did {
+		m.p.mu.Lock()
+		defer m.p.mu.Unlock()
+		delete(m.p.forgotten, m.key(i)) // on a person's word it may be sent again
+	}
 }
 
 // step is the index of a step, or -1.
@@ -231,15 +245,20 @@ func (m *machine) judge() string {
 		return fmt.Sprintf("it was compensated because of %q, which never happened", in.Failure.Kind)
 	case m.mustTurn && !turned:
 		return "an operator turned it round, and it completed"
+	case len(m.p.resent) > 0:
+		return fmt.Sprintf("%v were sent again outside of the key window", m.p.resent)
 	}
-	skipped := map[string]bool{}
+	skipped, passed := map[string]bool{}, map[string]bool{}
 	for _, e := range h.Journal {
 		skipped[e.Step] = skipped[e.Step] || e.State == saga.EntrySkipped
+		passed[e.Step] = passed[e.Step] || !e.Undo && (e.State == saga.EntrySucceeded || e.State == saga.EntrySkipped)
 	}
 	end := m.step(in.Failure.Step)
 	for i, s := range m.p.steps {
 		want := 1
 		switch {
+		case turned && s.pivot && passed[stepName(i)]:
+			return fmt.Sprintf("it was turned round (%s) after its pivot, %s", in.Failure.Kind, stepName(i))
 		case skipped[stepName(i)]:
 			continue // done by hand, or not
 		case !turned && slices.Contains(s.tries, "reject"):

@@ -20,6 +20,7 @@ import (
 // drawn is one random step of a definition: its kind, and what each try of it does.
 type drawn struct {
 	remote, together bool
+	certain          bool // the other side knows for certain what it has not done
 	undo, pivot      bool
 	tries            []string // "ok", "reject", "error", "unknown", "late", "not sent", "panic"; ok when there are no more
 	undoFails        int
@@ -60,6 +61,7 @@ func drawSteps(t *rapid.T) []drawn {
 		s.undo = i < pivot && (s.remote || rapid.Bool().Draw(t, "undo"))
 		failures := []string{"error", "panic"}
 		if s.remote {
+			s.certain = rapid.Bool().Draw(t, "certain")
 			failures = []string{"unknown", "unknown but done", "not sent", "panic"}
 		}
 		s.tries = rapid.SliceOfN(rapid.SampledFrom(failures), 0, 3).Draw(t, "tries")
@@ -82,6 +84,13 @@ type participants struct {
 	calls []string // keys of those whose effect stands
 	known []string // keys of all that were ever carried out
 	late  []int    // steps whose call is under way still
+
+	forgotten map[string]bool // keys whose window is over
+	resent    []string        // those of them that came again
+}
+
+func newParticipants(steps []drawn) *participants {
+	return &participants{steps: steps, tries: make([]int, len(steps)), undos: make([]int, len(steps)), forgotten: map[string]bool{}}
 }
 
 // carryOut does what a call asks for, once per key. p.mu is held.
@@ -150,6 +159,9 @@ func (p *participants) call(i int) saga.RemoteFunc {
 	return func(_ context.Context, _ *saga.Instance, call *saga.Call) (any, error) {
 		what := p.next(i)
 		p.mu.Lock()
+		if p.forgotten[call.Key] {
+			p.resent = append(p.resent, call.Key)
+		}
 		switch what {
 		case "ok", "unknown but done":
 			p.carryOut(call.Key)
@@ -173,13 +185,18 @@ func (p *participants) call(i int) saga.RemoteFunc {
 	}
 }
 
-func (p *participants) find(_ context.Context, _ *saga.Instance, call *saga.Call) (saga.Answer, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if slices.Contains(p.calls, call.Key) {
-		return saga.FoundSucceeded(nil), nil
+func (p *participants) find(i int) saga.QueryFunc {
+	return func(_ context.Context, _ *saga.Instance, call *saga.Call) (saga.Answer, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		switch {
+		case slices.Contains(p.calls, call.Key):
+			return saga.FoundSucceeded(nil), nil
+		case p.steps[i].certain && !slices.Contains(p.late, i):
+			return saga.NeverExisted(), nil
+		}
+		return saga.NotYet(), nil
 	}
-	return saga.NotYet(), nil
 }
 
 func (p *participants) callUndo(i int) saga.UndoFunc {
@@ -198,7 +215,7 @@ func (p *participants) definition(name string) *saga.Definition {
 	var steps []saga.Step
 	for i, s := range p.steps {
 		if s.remote {
-			step := saga.Remote(stepName(i), p.call(i)).Query(p.find).Timeout(time.Second)
+			step := saga.Remote(stepName(i), p.call(i)).Query(p.find(i)).Timeout(time.Second)
 			if s.undo {
 				step.Undo(p.callUndo(i))
 			}
@@ -242,7 +259,7 @@ func TestEngineAgreesWithTheModel(t *testing.T) {
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		steps := drawSteps(rt)
-		p := &participants{steps: steps, tries: make([]int, len(steps)), undos: make([]int, len(steps))}
+		p := newParticipants(steps)
 		id := uuid.Must(uuid.NewV7())
 		in := saga.NewInstance{ID: id, Lane: id.String(), Definition: id.String(), Version: 1}
 		start(t, pool, in)

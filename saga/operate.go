@@ -177,14 +177,19 @@ func Compensate(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error
 	case s.forward:
 		return s.conflict("compensate", "it is past its pivot, or its pivot was sent and its outcome is unknown")
 	}
-	_, err = tx.Exec(ctx, `
+	tag, err := tx.Exec(ctx, `
 		UPDATE saga_instances
 		SET state = 'compensating', failure_kind = 'operator', failure_step = step_name, failure_reason = $2,
 			stuck_for = NULL, error = NULL, attempt = 0, crashes = 0, updated_at = clock_timestamp(),
 			started_at = coalesce(started_at, clock_timestamp())
-		WHERE id = $1`, id, clip(op.Reason))
+		WHERE id = $1 AND NOT EXISTS (
+			SELECT FROM saga_journal j
+			WHERE j.saga_id = $1 AND j.step = saga_instances.step AND NOT j.undo AND j.state = 'skipped')`, id, clip(op.Reason))
 	if err != nil {
 		return fmt.Errorf("compensate saga %s: %w", id, err)
+	}
+	if tag.RowsAffected() == 0 { // it may be the pivot, which only the engine knows
+		return s.conflict("compensate", "its step was passed over, and the engine has not gone on from there yet")
 	}
 	return s.takeOver(ctx, tx, 0)
 }

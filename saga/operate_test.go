@@ -205,6 +205,43 @@ func TestSkipPassesOverAStuckStep(t *testing.T) {
 	}
 }
 
+// What a person has done by hand is done: no deadline that has passed meanwhile, no cancel and no other person takes the saga back
+// behind its pivot, also before an engine has gone on from there.
+func TestASagaWhosePivotWasSkippedOnlyGoesForward(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	p := newProvider()
+	broken := func(context.Context, pgx.Tx, *saga.Instance) error { return errors.New("for ever") }
+	def := saga.Define("trip", 1,
+		saga.Remote("charge", p.charge).Query(p.find).Undo(p.refund).Timeout(time.Second),
+		saga.Local("confirm", broken).Pivot(), saga.Local("last", nothing)).Deadline(time.Hour)
+	in := newTrip("anna")
+	start(t, pool, in)
+	opts := quick()
+	opts.MaxAttempts = 2
+	stop := engine(t, pool, opts, def)
+	untilState(t, pool, in.ID, saga.StuckState)
+	stop()
+	op := saga.Operator{By: "ops", Reason: "confirmed by hand"}
+	intervene(t, pool, in.ID, op, saga.Skip)
+	passDeadline(t, pool, in.ID)
+	inTx(t, pool, func(tx pgx.Tx) error { return saga.RequestCancel(t.Context(), tx, in.ID) })
+	op.Rev = load(t, pool, in.ID).Instance.Rev
+	err := pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error { return saga.Compensate(t.Context(), tx, in.ID, op) })
+	if !errors.Is(err, saga.ErrConflict) {
+		t.Errorf("Compensate behind the pivot = %v, want ErrConflict", err)
+	}
+	engine(t, pool, opts, def)
+	var h *saga.History
+	until(t, "the saga has ended", func() bool {
+		h = load(t, pool, in.ID)
+		return h.Instance.State.Final()
+	})
+	if h.Instance.State != saga.Completed || p.balance() != 1 {
+		t.Errorf("the saga is %s (%s), %d paid, want it completed and paid", h.Instance.State, h.Instance.Failure.Kind, p.balance())
+	}
+}
+
 // A webhook may bring the answer early, late or twice.
 func TestSettleTakesAnAnswerFromOutside(t *testing.T) {
 	t.Parallel()

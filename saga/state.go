@@ -218,13 +218,15 @@ func (s *state) begin(now time.Time) {
 }
 
 // turn compensates where a cancel or the deadline asks for it and the pivot allows it. A cancel waits for the boundary
-// between two steps. The deadline does not wait for an unknown outcome: the step's compensation settles it.
+// between two steps. The deadline does not wait for an unknown outcome: the step's compensation settles it. A pivot that may have
+// happened, or that a person has passed over, allows neither.
 func (s *state) turn(now time.Time) {
 	if s.step > s.def.pivot || s.step >= len(s.def.steps) {
 		return
 	}
-	unknown := s.journal[entryKey{s.step, false}].state.unknown()
-	if unknown && s.step == s.def.pivot {
+	here := s.journal[entryKey{s.step, false}].state
+	unknown := here.unknown()
+	if s.step == s.def.pivot && (unknown || here == EntrySkipped) {
 		return
 	}
 	switch {
