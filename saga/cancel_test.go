@@ -3,6 +3,7 @@ package saga_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -131,6 +132,25 @@ func TestUndoRunsForAStepWhoseOutcomeIsUnknown(t *testing.T) {
 	}
 	if p.cancels != 1 || p.charges != 0 {
 		t.Errorf("%d cancels and %d charges, want the barrier to have refused the late charge", p.cancels, p.charges)
+	}
+}
+
+// The confirm never left, which is certain, and the intent that was made before it is there all the same: what was saved says so.
+func TestUndoRunsForACallThatSavedProgressAndNeverLeft(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	p := newProvider(slices.Repeat([]behaviour{notSent}, 1000)...)
+	in := newTrip("anna")
+	start(t, pool, in)
+	engine(t, pool, quick(), trip(p))
+	until(t, "the charge has not left", func() bool {
+		return strings.Contains(journal(load(t, pool, in.ID)), "do charge absent")
+	})
+	inTx(t, pool, func(tx pgx.Tx) error { return saga.RequestCancel(t.Context(), tx, in.ID) })
+	h := untilState(t, pool, in.ID, saga.Compensated)
+	want := "do check succeeded; do hold seat succeeded; do charge absent; undo charge succeeded; undo hold seat succeeded; "
+	if got := journal(h); got != want || p.cancels != 1 {
+		t.Errorf("%d cancels, journal %s; want the intent cancelled, %s", p.cancels, got, want)
 	}
 }
 
