@@ -88,6 +88,23 @@ func TestAReportOfAPaymentBecomesOneMessage(t *testing.T) {
 	}
 }
 
+func TestAReportOfARefundNamesIt(t *testing.T) {
+	t.Parallel()
+	db := newDB(t)
+	s := start(t, db, takesWebhooks)
+	order := s.place(t, "ada")
+	body := strings.NewReplacer("payment_intent.succeeded", "refund.created", `"reference"`, `"refund":"re_1","reference"`).Replace(reportBody("evt_1", order))
+	if r := s.do(t, report(body, time.Now())); r.status != http.StatusOK || r.err != nil {
+		t.Fatalf("POST /v1/webhooks/payments = %d %s %v, want 200", r.status, r.body, r.err)
+	}
+	n := count(t, db, `
+		SELECT count(*) FROM orders.outbox
+		WHERE type = $1 AND convert_from(payload, 'UTF8')::jsonb @> '{"intent_id": "pi_1", "status": "succeeded", "refund_id": "re_1"}'`, event.PaymentReportedV1)
+	if n != 1 {
+		t.Errorf("%d messages name the refund, want 1", n)
+	}
+}
+
 // What can never become a message is answered with 200, or the provider would send it for ever.
 func TestAReportThatNoOrderWaitsForIsTakenAndForgotten(t *testing.T) {
 	t.Parallel()
