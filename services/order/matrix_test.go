@@ -164,6 +164,18 @@ func (w *till) accept(ctx context.Context, id uuid.UUID) error {
 	})
 }
 
+// rows is all that is written about orders and their payments, by table.
+func (w *till) rows(t testing.TB) map[string]string {
+	t.Helper()
+	rows := map[string]string{}
+	for _, table := range []string{
+		"orders", "payments", "refunds", "reservations", "stock_moves", "outbox", "saga_instances", "saga_journal", "saga_lanes", "saga_audit",
+	} {
+		rows[table] = w.text(t, `SELECT coalesce(string_agg(r::text, E'\n' ORDER BY r::text), '') FROM orders.`+table+` AS r`)
+	}
+	return rows
+}
+
 // ended notes an order at rest, for judge to look at.
 type ended struct {
 	run     string

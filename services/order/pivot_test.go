@@ -2,11 +2,16 @@ package order
 
 import (
 	"context"
+	"errors"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/orderflow-dev/orderflow/inbox"
+	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/order"
 	"github.com/orderflow-dev/orderflow/saga"
 )
@@ -58,4 +63,31 @@ func TestCompleteRefusesTheOrdersOfABatchThatWereCancelled(t *testing.T) {
 	if got := s.text(t, `SELECT coalesce(string_agg(key, ' '), '') FROM orders.outbox WHERE type = 'order.completed.v1'`); got != "bob" {
 		t.Errorf("order.completed tells of the orders of %q, want bob", got)
 	}
+}
+
+// Who asks for a cancel after the pivot is told that it is too late, and a request that reaches the saga all the same changes
+// nothing.
+func TestACancelAfterThePivotChangesNothing(t *testing.T) {
+	t.Parallel()
+	w := newTill(t, map[string]int64{"pen": 10})
+	e := w.placed(t, "pm_ok")
+	w.complete(t, e)
+	before := w.rows(t)
+	if err := w.accept(t.Context(), e.OrderID); !errors.Is(err, order.ErrStatus) {
+		t.Errorf("cancel of a completed order = %v, want ErrStatus", err)
+	}
+	err := pgx.BeginFunc(t.Context(), w.pool, func(tx pgx.Tx) error {
+		return cancel(t.Context(), tx, inbox.Event[event.OrderCancelRequested]{
+			Data: event.OrderCancelRequested{OrderID: e.OrderID, UserID: e.UserID, RequestedAt: time.Now()},
+		})
+	})
+	if err == nil {
+		t.Error("the message of a cancel that was never accepted is taken, want it refused")
+	}
+	w.tx(t, func(tx pgx.Tx) error { return saga.RequestCancel(t.Context(), tx, e.OrderID) })
+	if diff := cmp.Diff(before, w.rows(t)); diff != "" {
+		t.Errorf("a cancel after the pivot changed rows (-was +is):\n%s", diff)
+	}
+	w.check(t, e.OrderID, "completed", paid)
+	w.judge(t)
 }

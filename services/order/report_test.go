@@ -1,6 +1,7 @@
 package order
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"strings"
@@ -8,9 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/orderflow-dev/orderflow/inbox"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/saga"
 )
@@ -173,6 +177,97 @@ func TestAReportSettlesARefundThatCannotBeAskedFor(t *testing.T) {
 	if got := w.text(t, `SELECT status || ' ' || refund_id FROM orders.payments WHERE order_id = $1`, e.OrderID); got != "refunded re_1" {
 		t.Errorf("payment = %q, want it refunded by re_1", got)
 	}
+}
+
+// report hands a report of an order's charge, or of its refund, to the consumer's handler.
+func (w *till) report(t testing.TB, e event.OrderPlaced, refundID string) {
+	t.Helper()
+	said := event.PaymentReported{
+		OrderID: e.OrderID, UserID: e.UserID, Provider: "sandbox", IntentID: w.intent(t, e), Status: "succeeded", Amount: e.Total,
+		Currency: e.Currency, RefundID: refundID, ReportedAt: time.Now(),
+	}
+	w.tx(t, func(tx pgx.Tx) error {
+		return reported(t.Context(), tx, inbox.Event[event.PaymentReported]{Data: said})
+	})
+}
+
+// refund pays an order back and returns the provider's id of it.
+func (w *till) refund(t testing.TB, e event.OrderPlaced) string {
+	t.Helper()
+	refund := w.refundOf(t, e)
+	w.tx(t, func(tx pgx.Tx) error { return saga.Start(t.Context(), tx, refund) })
+	stop := w.run(t, 1, swift())
+	w.awaitStatus(t, e.OrderID, "refunded")
+	stop()
+	return w.refundID(t, e)
+}
+
+func (w *till) refundID(t testing.TB, e event.OrderPlaced) string {
+	t.Helper()
+	return w.text(t, `SELECT coalesce(refund_id, '') FROM orders.payments WHERE order_id = $1`, e.OrderID)
+}
+
+// The money went back long ago, and the order has its end. What the provider still has to say of it, of the refund or of the
+// charge, is no late success that would have to be undone.
+func TestAReportOfARefundThatIsKnownChangesNothing(t *testing.T) {
+	t.Parallel()
+	w := newTill(t, map[string]int64{"pen": 10})
+	cancelled, refunded := w.placed(t, "pm_ok"), w.placed(t, "pm_ok")
+	w.front.creating = func(id uuid.UUID) {
+		if id != cancelled.OrderID {
+			return
+		}
+		if err := w.accept(context.WithoutCancel(t.Context()), id); err != nil {
+			t.Errorf("cancel order %s: %v", id, err)
+		}
+	}
+	stop := w.run(t, 1, swift())
+	w.start(t, cancelled)
+	w.awaitStatus(t, cancelled.OrderID, "cancelled")
+	stop()
+	w.complete(t, refunded)
+	ids := map[string]string{"cancelled": w.refundID(t, cancelled), "refunded": w.refund(t, refunded)}
+	before := w.rows(t)
+	for status, e := range map[string]event.OrderPlaced{"cancelled": cancelled, "refunded": refunded} {
+		for _, refundID := range []string{ids[status], "", ids[status]} {
+			w.report(t, e, refundID)
+			if diff := cmp.Diff(before, w.rows(t)); diff != "" {
+				t.Errorf("a report with the refund %q of an order that is %s changed rows (-was +is):\n%s", refundID, status, diff)
+			}
+		}
+	}
+	w.check(t, cancelled.OrderID, "cancelled", chargedBack)
+	w.checkRefund(t, refunded)
+	w.judge(t)
+}
+
+// Somebody pays an order back at the provider. The report of it changes nothing, and a refund that is asked for finds it made.
+func TestARefundThatWasMadeAtTheProviderIsReportedEarlyAndFound(t *testing.T) {
+	t.Parallel()
+	w := newTill(t, map[string]int64{"pen": 10})
+	e := w.placed(t, "pm_ok")
+	w.complete(t, e)
+	made := w.post(t, "/v1/refunds", map[string]any{"payment_intent": w.intent(t, e)})
+	unchanged := func(when string) {
+		t.Helper()
+		before := w.rows(t)
+		w.report(t, e, made)
+		if diff := cmp.Diff(before, w.rows(t)); diff != "" {
+			t.Errorf("a report of a refund that %s changed rows (-was +is):\n%s", when, diff)
+		}
+	}
+	unchanged("nobody has asked for")
+	refund := w.refundOf(t, e)
+	w.tx(t, func(tx pgx.Tx) error { return saga.Start(t.Context(), tx, refund) })
+	unchanged("has not been sent")
+	stop := w.run(t, 1, swift())
+	w.awaitStatus(t, e.OrderID, "refunded")
+	stop()
+	if got := w.refundID(t, e); got != made {
+		t.Errorf("the payment was refunded by %q, want %q", got, made)
+	}
+	w.checkRefund(t, e)
+	w.judge(t)
 }
 
 // What a report says changes nothing unless it is about the money of the order's own charge.
