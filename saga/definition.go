@@ -36,7 +36,9 @@ type QueryFunc func(ctx context.Context, in *Instance, call *Call) (Answer, erro
 // UndoFunc is the compensation of a remote step. It is called for an action that succeeded and for one whose outcome is
 // unknown, and must leave the other side without the action's effect, now and later: cancel by id, so that a late
 // success is refused, or refund what did succeed. While it cannot be sure it returns an error, and is called again
-// under the same key.
+// under the same key, until [RemoteStep.KeyWindow] has passed since its first call; then the instance is stuck.
+// [Rejected] says that the other side refuses: after [EngineOptions.MaxUndoAttempts] of those in a row, and after [Stuck]
+// at once, it is stuck too.
 type UndoFunc func(ctx context.Context, in *Instance, call *Call) error
 
 // RecordFunc writes the result of a remote step into the caller's own tables, in the transaction that journals it.
@@ -144,8 +146,8 @@ func (s *RemoteStep) Timeout(d time.Duration) *RemoteStep {
 }
 
 // KeyWindow is how long the other side is known to remember an idempotency key, counted from the first call under it.
-// After it nothing is sent again: an outcome that is still unknown is in doubt. Default 23 h, an hour less than Stripe
-// promises.
+// After it nothing is sent again: an outcome that is still unknown is in doubt, and a compensation that had no answer is
+// stuck. Default 23 h, an hour less than Stripe promises.
 func (s *RemoteStep) KeyWindow(d time.Duration) *RemoteStep {
 	s.s.keyWindow = d
 	return s

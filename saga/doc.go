@@ -22,8 +22,8 @@
 // until an answer comes ([Settle]) or a person gives one ([Resolve]).
 //
 // A rejection, a cancel request or a deadline before the pivot undoes, in reverse, every step that succeeded or may
-// have succeeded. A compensation is tried until it succeeds; after many tries the instance is stuck, never silently
-// failed. After the pivot the instance only goes forward. A success that turns up after compensation began is undone
+// have succeeded. A compensation is tried until it succeeds; after many refusals, or a day without an answer, the instance
+// is stuck, never silently failed. After the pivot the instance only goes forward. A success that turns up after compensation began is undone
 // too, once.
 //
 // Instances of one lane run in the order in which they were started, one at a time: one that is in doubt or stuck holds

@@ -44,7 +44,8 @@ type EngineOptions struct {
 	InDoubtEvery time.Duration
 	// MaxAttempts is how many failures of a local step, and of recording a result, make an instance stuck. Default 10.
 	MaxAttempts int
-	// MaxUndoAttempts is how many failures of one compensation make an instance stuck. Default 20.
+	// MaxUndoAttempts is how many failures of one local compensation, or refusals of a remote one ([UndoFunc]), make an
+	// instance stuck. Default 20.
 	MaxUndoAttempts int
 	// MaxCrashes is how many engines may die at an instance, in a local step or in a call, before it is stuck. Everything
 	// that an engine held when it died may have killed it; after two deaths an instance runs and calls while no other such

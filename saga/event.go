@@ -178,18 +178,30 @@ func (s *state) takeUndo(ev *event, e entry, now time.Time, opts EngineOptions) 
 		a.saved = ev.saved // Save committed it already
 		s.journal[entryKey{ev.step, false}] = a
 	}
-	var stuck *stuckError
-	switch {
-	case ev.err == nil:
+	if ev.err == nil {
 		e.state, e.outcomeAt, e.err = EntrySucceeded, now, ""
 		s.put(ev.step, true, e)
 		s.moveTo(ev.step - 1)
 		return
-	case errors.As(ev.err, &stuck):
-		s.halt(haltError, clip(ev.err.Error()))
-	default:
-		s.failed(ev.err, opts.MaxUndoAttempts, opts.backoff)
 	}
 	e.state, e.err = EntryUnknown, clip(ev.err.Error())
+	var stuck *stuckError
+	var rejected *rejectedError
+	switch {
+	case errors.As(ev.err, &stuck):
+		s.halt(haltError, e.err)
+	case errors.As(ev.err, &rejected):
+		if ev.from.state != EntryRejected {
+			s.in.Attempt = 0 // only refusals in a row count: the tries before them had no answer
+		}
+		e.state = EntryRejected
+		s.failed(ev.err, opts.MaxUndoAttempts, opts.backoff)
+	default:
+		// Silence says nothing about this instance: while the other side is away, every compensation gets it.
+		s.failed(ev.err, 0, opts.backoff)
+		if now.Sub(e.keySince) >= s.def.steps[ev.step].keyWindow {
+			s.halt(haltAttempts, e.err)
+		}
+	}
 	s.put(ev.step, true, e)
 }

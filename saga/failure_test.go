@@ -231,21 +231,17 @@ func TestACompensationThatKeepsFailingIsStuckAndNeverFailed(t *testing.T) {
 	p := newProvider()
 	undo := func(ctx context.Context, in *saga.Instance, call *saga.Call) error {
 		if broken.Load() {
-			return errors.New("provider away")
+			return saga.Rejected("disputed")
 		}
 		return p.refund(ctx, in, call)
 	}
-	refuse := func(context.Context, pgx.Tx, *saga.Instance) error { return saga.Rejected("no") }
-	def := saga.Define("trip", 1,
-		saga.Remote("charge", p.charge).Query(p.find).Undo(undo).Timeout(time.Second),
-		saga.Local("refuse", refuse).Pivot()).OnFailed(failed)
 	in := newTrip("anna")
 	start(t, pool, in)
 	opts := quick()
 	opts.MaxUndoAttempts = 4
-	engine(t, pool, opts, def)
+	engine(t, pool, opts, refusedTrip(p, undo))
 	h := untilState(t, pool, in.ID, saga.StuckState)
-	if h.Instance.Attempt != 4 || h.Instance.Error != "provider away" || h.Instance.Failure.Reason != "no" {
+	if h.Instance.Attempt != 4 || h.Instance.Error != "disputed" || h.Instance.Failure.Reason != "no" {
 		t.Errorf("stuck instance = %+v, want 4 attempts, the error and the failure", h.Instance)
 	}
 	if n := count(t, pool, `SELECT count(*) FROM trips`); n != 0 || p.balance() != 1 {
@@ -253,12 +249,85 @@ func TestACompensationThatKeepsFailingIsStuckAndNeverFailed(t *testing.T) {
 	}
 	broken.Store(false)
 	inTx(t, pool, func(tx pgx.Tx) error {
-		return saga.Retry(t.Context(), tx, in.ID, saga.Operator{By: "ops", Reason: "provider is back", Rev: h.Instance.Rev})
+		return saga.Retry(t.Context(), tx, in.ID, saga.Operator{By: "ops", Reason: "the dispute is over", Rev: h.Instance.Rev})
 	})
 	untilState(t, pool, in.ID, saga.Compensated)
 	if p.balance() != 0 || p.refunds != 1 {
 		t.Errorf("%d refunds and a balance of %d, want one and 0", p.refunds, p.balance())
 	}
+}
+
+// A provider that is away, for longer than many tries take, makes nothing stuck: what it does not answer says nothing of the
+// saga. A refusal does, but not for the tries before it that had no answer.
+func TestACompensationWithoutAnAnswerIsTriedOn(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	const limit = 3
+	var tries atomic.Int32
+	p := newProvider()
+	undo := func(ctx context.Context, in *saga.Instance, call *saga.Call) error {
+		switch n := tries.Add(1); {
+		case n <= 4*limit:
+			return errTimeout
+		case n <= 8*limit:
+			return saga.NotSent(errors.New("circuit open"))
+		case n < 9*limit: // one refusal less than the limit
+			return saga.Rejected("not now")
+		}
+		return p.refund(ctx, in, call)
+	}
+	in := newTrip("anna")
+	start(t, pool, in)
+	opts := quick()
+	opts.MaxUndoAttempts = limit
+	engine(t, pool, opts, refusedTrip(p, undo))
+	untilState(t, pool, in.ID, saga.Compensated)
+	if p.balance() != 0 || p.refunds != 1 {
+		t.Errorf("%d refunds and a balance of %d, want one and 0", p.refunds, p.balance())
+	}
+}
+
+// Past the time in which the other side is known to remember its key, a compensation that was never answered needs a person,
+// who may give it that time anew.
+func TestACompensationWithoutAnAnswerIsStuckPastItsKeyWindow(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	var tries atomic.Int32
+	p := newProvider()
+	undo := func(context.Context, *saga.Instance, *saga.Call) error {
+		tries.Add(1)
+		return errTimeout
+	}
+	in := newTrip("anna")
+	start(t, pool, in)
+	engine(t, pool, quick(), refusedTrip(p, undo))
+	var h *saga.History
+	until(t, "the window is over and the saga stuck", func() bool {
+		// Again and again: the engine writes back what it has read.
+		_, err := pool.Exec(t.Context(), `UPDATE saga_journal SET key_since = key_since - interval '1 hour' WHERE undo AND saga_id = $1`, in.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h = load(t, pool, in.ID)
+		return h.Instance.State == saga.StuckState
+	})
+	if h.Instance.Error != errTimeout.Error() {
+		t.Errorf("error = %q, want %q", h.Instance.Error, errTimeout)
+	}
+	intervene(t, pool, in.ID, saga.Operator{By: "ops", Reason: "it is back"}, saga.Retry)
+	before := tries.Load()
+	until(t, "more tries", func() bool { return tries.Load() > before+3 })
+	if h = load(t, pool, in.ID); h.Instance.State != saga.Compensating {
+		t.Errorf("after a retry the saga is %s, want it tried on", h.Instance.State)
+	}
+}
+
+// refusedTrip is charged and then refused, so that the charge has to be undone.
+func refusedTrip(p *provider, undo saga.UndoFunc) *saga.Definition {
+	refuse := func(context.Context, pgx.Tx, *saga.Instance) error { return saga.Rejected("no") }
+	return saga.Define("trip", 1,
+		saga.Remote("charge", p.charge).Query(p.find).Undo(undo).Timeout(time.Second),
+		saga.Local("refuse", refuse).Pivot()).OnFailed(failed)
 }
 
 func TestAfterThePivotASagaOnlyGoesForward(t *testing.T) {

@@ -107,8 +107,8 @@ func (s *subject) wake(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// Retry sends a stuck instance on from where it stands, with its attempts counted anew, and asks at once about one that
-// is in doubt.
+// Retry sends a stuck instance on from where it stands, with its attempts and the time of its compensation counted anew,
+// and asks at once about one that is in doubt.
 func Retry(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error {
 	s, err := intervene(ctx, tx, id, "retry", op)
 	if err != nil {
@@ -126,7 +126,8 @@ func Retry(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error {
 	if err != nil {
 		return fmt.Errorf("retry saga %s: %w", id, err)
 	}
-	if _, err := tx.Exec(ctx, `UPDATE saga_journal SET lost = 0 WHERE saga_id = $1`, id); err != nil {
+	if _, err := tx.Exec(ctx, `
+		UPDATE saga_journal SET lost = 0, key_since = CASE WHEN NOT undo THEN key_since END WHERE saga_id = $1`, id); err != nil {
 		return fmt.Errorf("retry saga %s: %w", id, err)
 	}
 	return s.takeOver(ctx, tx, 0)

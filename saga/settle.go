@@ -118,7 +118,7 @@ func (s *subject) undoLate(ctx context.Context, tx pgx.Tx, step int, name string
 		UPDATE saga_journal SET state = 'succeeded', result = $3, outcome_at = clock_timestamp(), answer = NULL
 		WHERE saga_id = $1 AND step = $2 AND NOT undo`, s.id, step, answer.result)
 	b.Queue(`
-		UPDATE saga_journal SET state = 'unknown', outcome_at = NULL
+		UPDATE saga_journal SET state = 'unknown', outcome_at = NULL, key_since = NULL
 		WHERE saga_id = $1 AND step = $2 AND undo AND state = 'succeeded'`, s.id, step)
 	// A stuck compensation stays stuck: it is at a step that a person has to look at, and comes here afterwards.
 	b.Queue(`

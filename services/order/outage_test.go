@@ -1,6 +1,7 @@
 package order
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
 )
@@ -68,6 +71,75 @@ func TestAProviderThatIsAwayOnlyDelays(t *testing.T) {
 		w.check(t, e.OrderID, end.status, end.outside)
 	}
 	w.judge(t)
+}
+
+// Orders that are being taken back when the provider goes away, or whose time ends while it is away, wait for it too: however
+// often their compensation is tried, none needs a person.
+func TestAProviderThatIsAwayOnlyDelaysWhatIsTakenBack(t *testing.T) {
+	t.Parallel()
+	w := newTill(t, map[string]int64{"pen": 1000})
+	var away atomic.Bool
+	away.Store(true)
+	w.front.fault = func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		if away.Load() && r.URL.Path != "/v1/payment_intents" {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		next.ServeHTTP(rw, r)
+	}
+	placed := w.placeMany(t, 20, func(int) (string, []event.Item) { return "pm_ok", []event.Item{item("pen", 2)} })
+	opts := swift()
+	opts.MaxUndoAttempts = 3
+	w.run(t, 1, opts)
+	eventually(t, "their time ends, and the provider says nothing", func() error {
+		// Again and again: the engine writes back what it has read.
+		if _, err := w.DB.Pool.Exec(t.Context(), `
+			UPDATE orders.saga_instances SET deadline_at = clock_timestamp()
+			WHERE state = 'running' AND EXISTS (SELECT FROM orders.saga_journal j WHERE j.saga_id = id AND j.saved IS NOT NULL)`); err != nil {
+			return err
+		}
+		return want("orders that are taken back with more than ten tries, or stuck", w.text(t, `
+			SELECT count(*)::text FROM orders.saga_instances WHERE state = 'compensating' AND attempt > 10 OR state = 'stuck'`), "20")
+	})
+	if got := w.text(t, `SELECT count(*)::text FROM orders.saga_instances WHERE state = 'stuck'`); got != "0" {
+		t.Errorf("%s orders are stuck, want none", got)
+	}
+	away.Store(false)
+	if ends := w.awaitAll(t); ends["payment_failed"] != len(placed) {
+		t.Errorf("orders ended %v, want all payment_failed", ends)
+	}
+	for _, e := range placed {
+		w.check(t, e.OrderID, "payment_failed", calledOff)
+	}
+	w.judge(t)
+}
+
+// What the provider refuses to take back is not tried for ever.
+func TestAnUndoThatTheProviderRefusesIsStuck(t *testing.T) {
+	t.Parallel()
+	w := newTill(t, map[string]int64{"pen": 10})
+	w.front.creating = func(id uuid.UUID) {
+		if err := w.accept(context.WithoutCancel(t.Context()), id); err != nil {
+			t.Errorf("cancel order %s: %v", id, err)
+		}
+	}
+	w.front.fault = func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.URL.Path == "/v1/refunds" {
+			rw.WriteHeader(http.StatusUnprocessableEntity)
+			_, _ = io.WriteString(rw, `{"code":"disputed","message":"the charge is disputed"}`)
+			return
+		}
+		next.ServeHTTP(rw, r)
+	}
+	e := w.placed(t, "pm_ok")
+	opts := swift()
+	opts.MaxUndoAttempts = 3
+	w.run(t, 1, opts)
+	w.start(t, e)
+	eventually(t, "a stuck saga", func() error {
+		return want("its state, tries and error", w.text(t, `
+			SELECT format('%s %s %s', state, attempt, error LIKE '%422 disputed%') FROM orders.saga_instances WHERE id = $1`, e.OrderID), "stuck 3 t")
+	})
 }
 
 // serve serves on an address that was free until now.

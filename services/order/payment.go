@@ -143,6 +143,25 @@ func (p *payments) find(ctx context.Context, in *saga.Instance, call *saga.Call)
 
 // undo leaves the order uncharged, now and later: it cancels the intent, and refunds it if it was charged before.
 func (p *payments) undo(ctx context.Context, in *saga.Instance, call *saga.Call) error {
+	return notPaidBack(p.takeBack(ctx, in, call))
+}
+
+// notPaidBack is what a failed request to take money back means for the saga: only what the provider says for good is a no.
+func notPaidBack(err error) error {
+	if payment.NeverSent(err) {
+		return saga.NotSent(err)
+	}
+	switch payment.RefusedAs(err) {
+	case payment.KeyReused:
+		return saga.Stuck(err)
+	case payment.Invalid, payment.PaymentDeclined, payment.NotFound:
+		return saga.Rejected(err.Error())
+	case payment.IntentCanceled, payment.Undecided:
+	}
+	return err
+}
+
+func (p *payments) takeBack(ctx context.Context, in *saga.Instance, call *saga.Call) error {
 	var done progress
 	if _, err := call.Saved(&done); err != nil {
 		return err

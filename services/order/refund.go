@@ -80,17 +80,7 @@ func (p *payments) payBack(ctx context.Context, in *saga.Instance, call *saga.Ca
 	if err == nil {
 		return paidBack{id}, nil
 	}
-	if payment.NeverSent(err) {
-		return nil, saga.NotSent(err)
-	}
-	switch payment.RefusedAs(err) {
-	case payment.KeyReused:
-		return nil, saga.Stuck(err)
-	case payment.Invalid, payment.PaymentDeclined, payment.NotFound:
-		return nil, saga.Rejected(err.Error())
-	case payment.IntentCanceled, payment.Undecided:
-	}
-	return nil, err
+	return nil, notPaidBack(err)
 }
 
 // findRefund settles a refund whose answer did not come: the intent shows it.
