@@ -195,7 +195,8 @@ func Compensate(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error
 	return s.takeOver(ctx, tx, 0)
 }
 
-// Skip passes over the step, or the compensation, that a stuck instance stands at, as if it had succeeded.
+// Skip passes over the step, or the compensation, that a stuck instance stands at, as if it had succeeded. If the instance is
+// compensated later, the compensation of a remote step runs that had called before it was passed over, that of a local step not.
 func Skip(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error {
 	s, err := intervene(ctx, tx, id, "skip", op)
 	if err != nil {

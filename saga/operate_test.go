@@ -242,6 +242,69 @@ func TestASagaWhosePivotWasSkippedOnlyGoesForward(t *testing.T) {
 	}
 }
 
+// A call that was passed over may have been made: what it did is taken back with the rest, also when it turns up later.
+func TestASkippedCallIsUndone(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		sentence   string
+		made, late bool
+		journal    string
+	}{
+		{"no call was ever sent: there is nothing to undo", false, false, "do charge skipped; do refuse rejected; "},
+		{"it was charged", true, false, "do charge skipped; do refuse rejected; undo charge succeeded; "},
+		{"it is charged after it was undone", true, true, "do charge succeeded; do refuse rejected; undo charge succeeded; "},
+	} {
+		t.Run(tc.sentence, func(t *testing.T) {
+			t.Parallel()
+			pool := database(t)
+			p := newProvider(lostAnswer)
+			charge := func(ctx context.Context, in *saga.Instance, call *saga.Call) (any, error) {
+				if !tc.made {
+					return nil, saga.Stuck(errors.New("two amounts"))
+				}
+				if !tc.late {
+					if _, err := p.charge(ctx, in, call); err == nil {
+						return nil, errors.New("an answer that was to be lost")
+					}
+				}
+				return nil, saga.Stuck(errors.New("two amounts"))
+			}
+			refuse := func(context.Context, pgx.Tx, *saga.Instance) error { return saga.Rejected("no") }
+			in := newTrip("anna")
+			start(t, pool, in)
+			engine(t, pool, quick(), saga.Define("trip", 1,
+				saga.Remote("charge", charge).Query(p.find).Undo(p.refund).Timeout(time.Second),
+				saga.Local("refuse", refuse).Pivot()))
+			untilState(t, pool, in.ID, saga.StuckState)
+			if !tc.made {
+				// As if the step had stopped before its call.
+				if _, err := pool.Exec(t.Context(), `UPDATE saga_journal SET key_since = NULL WHERE saga_id = $1`, in.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			intervene(t, pool, in.ID, saga.Operator{By: "ops", Reason: "charged by hand"}, saga.Skip)
+			h := untilState(t, pool, in.ID, saga.Compensated)
+			if tc.late {
+				key := in.ID.String() + ":charge:1"
+				p.create(key)
+				if err := p.confirm(key); !errors.Is(err, errTimeout) {
+					t.Fatal(err)
+				}
+				for range 2 {
+					inTx(t, pool, func(tx pgx.Tx) error {
+						return saga.Settle(t.Context(), tx, in.ID, "charge", saga.FoundSucceeded(payment{"pi_1"}))
+					})
+				}
+				until(t, "the late charge is refunded", func() bool { return p.balance() == 0 })
+				h = untilState(t, pool, in.ID, saga.Compensated)
+			}
+			if got := journal(h); got != tc.journal || p.balance() != 0 {
+				t.Errorf("journal = %s and a balance of %d, want %s and 0", got, p.balance(), tc.journal)
+			}
+		})
+	}
+}
+
 // A webhook may bring the answer early, late or twice.
 func TestSettleTakesAnAnswerFromOutside(t *testing.T) {
 	t.Parallel()

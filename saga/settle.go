@@ -73,7 +73,7 @@ func Settle(ctx context.Context, tx pgx.Tx, id uuid.UUID, step string, answer An
 	}
 	success := answer.found == foundSucceeded
 	switch {
-	case entry == EntrySucceeded || entry == EntrySkipped || answer.found == foundNotYet || answer.found == "":
+	case entry == EntrySucceeded || entry == EntrySkipped && !s.failed || answer.found == foundNotYet || answer.found == "":
 		return nil
 	case !s.failed && s.state != Completed:
 		return s.settleForward(ctx, tx, n, entry, answer)

@@ -284,7 +284,7 @@ func (s *state) nextUndo() act {
 }
 
 // needsUndo: compensation counts as registered at the intent. A step that saved progress left something behind even if
-// its last call is known to have done nothing.
+// its last call is known to have done nothing. One that was passed over counts as succeeded if it can have called.
 func (s *state) needsUndo(step int) bool {
 	if step >= len(s.def.steps) || !s.def.steps[step].undoable() {
 		return false
@@ -293,7 +293,8 @@ func (s *state) needsUndo(step int) bool {
 		return false
 	}
 	e := s.journal[entryKey{step, false}]
-	return e.state.unknown() || e.state == EntrySucceeded || e.state == EntryAbsent && e.saved != nil
+	called := e.saved != nil || e.state == EntrySkipped && !e.keySince.IsZero()
+	return e.state.unknown() || e.state == EntrySucceeded || called && (e.state == EntryAbsent || e.state == EntrySkipped)
 }
 
 // succeed moves past the current step.

@@ -45,18 +45,21 @@ type paidBack struct {
 	RefundID string `json:"refund_id"`
 }
 
-// startRefund starts the saga of a refund that was accepted. The decision is in the refund's row, so a message without one
-// there is none of ours.
+// reasonNotCharged refuses a refund: who passed over the charge has to pay back what was paid elsewhere.
+const reasonNotCharged = "nothing was charged through the payment provider"
+
+// startRefund starts the saga of a refund that was accepted, or refuses it where there is no charge to pay back. The decision is
+// in the refund's row, so a message without one there is none of ours.
 func startRefund(ctx context.Context, tx pgx.Tx, requested inbox.Event[event.OrderRefundRequested]) error {
 	e := requested.Data
 	data := refunding{OrderID: e.OrderID}
 	var userID string
 	err := tx.QueryRow(ctx, `
-		SELECT o.user_id, r.reason, p.intent_id, p.amount, p.currency
+		SELECT o.user_id, r.reason, coalesce(p.intent_id, ''), coalesce(p.amount, 0), coalesce(p.currency, '')
 		FROM refunds r
 		JOIN orders o ON o.id = r.order_id
-		JOIN payments p ON p.order_id = r.order_id
-		WHERE r.id = $1 AND r.order_id = $2 AND p.intent_id IS NOT NULL`, e.RefundID, e.OrderID).
+		LEFT JOIN payments p ON p.order_id = r.order_id
+		WHERE r.id = $1 AND r.order_id = $2`, e.RefundID, e.OrderID).
 		Scan(&userID, &data.Reason, &data.IntentID, &data.Total, &data.Currency)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
@@ -65,6 +68,8 @@ func startRefund(ctx context.Context, tx pgx.Tx, requested inbox.Event[event.Ord
 		return fmt.Errorf("load the refund of order %s: %w", e.OrderID, err)
 	case userID != e.UserID:
 		return inbox.PermanentAs(classInvalid, fmt.Errorf("the refund of order %s is another user's", e.OrderID))
+	case data.IntentID == "":
+		return refuseRefund(ctx, tx, e.RefundID, reasonNotCharged)
 	}
 	return saga.Start(ctx, tx, saga.NewInstance{
 		ID: e.RefundID, Lane: userID, Definition: refundSagaName, Version: refundSagaVersion, Data: data,
@@ -160,10 +165,14 @@ func refunded(ctx context.Context, tx pgx.Tx, in *saga.Instance) error {
 
 // refundRefused notes that the provider keeps the money. The order stays as it is, and a refund may be asked for again.
 func refundRefused(ctx context.Context, tx pgx.Tx, in *saga.Instance, cause saga.Failure) error {
+	return refuseRefund(ctx, tx, in.ID, cause.Reason)
+}
+
+func refuseRefund(ctx context.Context, tx pgx.Tx, id uuid.UUID, reason string) error {
 	_, err := tx.Exec(ctx, `
-		UPDATE refunds SET state = 'refused', refusal = $2, ended_at = clock_timestamp() WHERE id = $1`, in.ID, cause.Reason)
+		UPDATE refunds SET state = 'refused', refusal = $2, ended_at = clock_timestamp() WHERE id = $1`, id, reason)
 	if err != nil {
-		return fmt.Errorf("note that refund %s was refused: %w", in.ID, err)
+		return fmt.Errorf("note that refund %s was refused: %w", id, err)
 	}
 	return nil
 }

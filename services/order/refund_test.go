@@ -127,6 +127,43 @@ func TestARefundThatTheProviderRefusesMayBeAskedForAgain(t *testing.T) {
 	}
 }
 
+// An order whose charge a person has passed over has nothing to pay back: its refund is refused, and its user's next order goes
+// on.
+func TestARefundOfAnOrderThatWasNotChargedIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, map[string]int64{"pen": 10}, func(_ *world, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/confirm") {
+				rw.Header().Set("Content-Type", "application/json")
+				rw.WriteHeader(http.StatusConflict)
+				_, _ = io.WriteString(rw, `{"code":"idempotency_key_reused","message":"another request"}`)
+				return
+			}
+			next.ServeHTTP(rw, r)
+		})
+	})
+	e := w.place(t, "ann", "pm_ok", item("pen", 2))
+	w.broker.Produce(t, record(t, e))
+	var stuck *saga.History
+	eventually(t, "a stuck saga", func() (err error) {
+		if stuck, err = saga.Load(t.Context(), w.pool, e.OrderID); err != nil {
+			return err
+		}
+		return want("its state", stuck.Instance.State, saga.StuckState)
+	})
+	w.tx(t, func(tx pgx.Tx) error {
+		return saga.Skip(t.Context(), tx, e.OrderID, saga.Operator{By: "ops", Reason: "paid in cash", Rev: stuck.Instance.Rev})
+	})
+	w.awaitStatus(t, e.OrderID, "completed")
+	w.awaitRefund(t, w.requestRefund(t, e), "refused")
+	if got := w.text(t, `SELECT refusal FROM orders.refunds`); got != reasonNotCharged {
+		t.Errorf("the refusal is %q, want %q", got, reasonNotCharged)
+	}
+	if got := w.text(t, `SELECT count(*)::text FROM orders.inbox_holds`); got != "0" {
+		t.Errorf("%s keys are held, want none", got)
+	}
+}
+
 // A refund that a person has made by hand and passed over counts as paid.
 func TestARefundThatAPersonMadeIsNoted(t *testing.T) {
 	t.Parallel()
