@@ -161,8 +161,15 @@ func (s *state) rejectEntry(ev *event, e entry, reason string, now time.Time) {
 }
 
 // personSaysNo: it did not happen. Before the pivot that fails the saga; after it the call is sent again, on that word
-// also past the key window.
+// also past the key window. A step that saved progress stays unknown, so that it is undone: that it has not happened says
+// nothing of a call that is still on its way.
 func (s *state) personSaysNo(ev *event, e entry, now time.Time) {
+	if e.saved != nil && s.def.steps[ev.step].undoable() {
+		e.state = EntryUnknown
+		s.put(ev.step, false, e)
+		s.reject(FailedOperator, ev.answer.reason)
+		return
+	}
 	if ev.step <= s.def.pivot {
 		s.rejectEntry(ev, e, ev.answer.reason, now)
 		return

@@ -135,7 +135,8 @@ func Retry(ctx context.Context, tx pgx.Tx, id uuid.UUID, op Operator) error {
 
 // Resolution is what a person found out about a call whose outcome is unknown.
 type Resolution struct {
-	// Happened: the other side did it. Else the saga is compensated, or, after its pivot, the call is sent again.
+	// Happened: the other side did it. Else the saga is compensated, or, after its pivot, the call is sent again. A step that has
+	// saved progress is compensated as well, so that a call which is still on its way does nothing either.
 	Happened bool
 	// Result stands for what the call would have returned, as JSON. A step's Record and Undo read it.
 	Result json.RawMessage

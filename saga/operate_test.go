@@ -84,6 +84,44 @@ func TestOperatorsSettleWhatIsInDoubt(t *testing.T) {
 	}
 }
 
+// A person says that it did not happen while the call is still on its way. The compensation of a step that has saved its progress
+// is the barrier that stops it.
+func TestAWordThatItDidNotHappenStopsACallThatIsOnItsWay(t *testing.T) {
+	t.Parallel()
+	pool := database(t)
+	p := newProvider(chargedLater)
+	dark := func(context.Context, *saga.Instance, *saga.Call) (saga.Answer, error) { return saga.Answer{}, errTimeout }
+	in := newTrip("anna")
+	start(t, pool, in)
+	engine(t, pool, quick(), saga.Define("trip", 1,
+		saga.Remote("charge", p.charge).Query(dark).Undo(p.refund).Timeout(time.Second),
+		saga.Local("confirm", confirm).Pivot()).OnFailed(failed))
+	until(t, "the charge is on its way", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.late) == 1
+	})
+	until(t, "its outcome is unknown", func() bool {
+		return count(t, pool, `SELECT count(*) FROM saga_journal WHERE state = 'unknown' AND saved IS NOT NULL`) == 1
+	})
+	intervene(t, pool, in.ID, saga.Operator{By: "ops", Reason: "not charged"}, func(ctx context.Context, tx pgx.Tx, id uuid.UUID, op saga.Operator) error {
+		return saga.Resolve(ctx, tx, id, saga.Resolution{}, op)
+	})
+	h := untilState(t, pool, in.ID, saga.Compensated)
+	p.mu.Lock()
+	charged := p.carryOut(p.late[0])
+	p.mu.Unlock()
+	if charged {
+		t.Error("the call that was on its way has charged a trip that failed")
+	}
+	if got, want := journal(h), "do charge unknown; undo charge succeeded; "; got != want {
+		t.Errorf("journal = %s, want %s", got, want)
+	}
+	if f := h.Instance.Failure; f.Kind != saga.FailedOperator || f.Reason != "not charged" {
+		t.Errorf("failure = %+v, want the operator's", f)
+	}
+}
+
 // intervene acts on the revision that it looks at, as often as the engine is faster.
 func intervene(t *testing.T, pool *pgxpool.Pool, id uuid.UUID, op saga.Operator, act func(context.Context, pgx.Tx, uuid.UUID, saga.Operator) error) {
 	t.Helper()

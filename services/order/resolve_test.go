@@ -23,7 +23,7 @@ func TestAPersonSettlesACharge(t *testing.T) {
 		status, outside string
 	}{
 		{"it happened: the order goes on, and is not charged again", true, "completed", "charge 2000"},
-		{"it did not: the order fails", false, "payment_failed", ""},
+		{"it did not: the order fails, and the intent cannot be charged later", false, "payment_failed", calledOff},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
