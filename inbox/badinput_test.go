@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.opentelemetry.io/otel/attribute"
 	sdk "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 
@@ -266,22 +267,28 @@ func (w *world) abort(rec *kgo.Record) {
 // fates returns how many messages were counted under each fate.
 func fates(t *testing.T, reader *sdk.ManualReader) map[string]int64 {
 	t.Helper()
+	return counted(t, reader, "inbox.messages", "fate")
+}
+
+// counted returns what a counter has for each value of an attribute.
+func counted(t *testing.T, reader *sdk.ManualReader, counter, by string) map[string]int64 {
+	t.Helper()
 	var all metricdata.ResourceMetrics
 	if err := reader.Collect(t.Context(), &all); err != nil {
 		t.Fatal(err)
 	}
-	counted := map[string]int64{}
+	counts := map[string]int64{}
 	for _, scope := range all.ScopeMetrics {
 		for _, m := range scope.Metrics {
-			if sum, ok := m.Data.(metricdata.Sum[int64]); ok && m.Name == "inbox.messages" {
+			if sum, ok := m.Data.(metricdata.Sum[int64]); ok && m.Name == counter {
 				for _, point := range sum.DataPoints {
-					fate, _ := point.Attributes.Value("fate")
-					counted[fate.AsString()] += point.Value
+					value, _ := point.Attributes.Value(attribute.Key(by))
+					counts[value.AsString()] += point.Value
 				}
 			}
 		}
 	}
-	return counted
+	return counts
 }
 
 func TestARecordOfAForgottenDayThatIsParkedIsNotParkedAgain(t *testing.T) {

@@ -53,7 +53,9 @@ func (c *Consumer) fetch(ctx context.Context, client *kgo.Client) {
 			return
 		}
 		fetches.EachError(func(topic string, partition int32, err error) {
-			if !errors.Is(err, context.Canceled) {
+			if loss, ok := errors.AsType[*kgo.ErrDataLoss](err); ok {
+				c.cutBack(ctx, loss)
+			} else if !errors.Is(err, context.Canceled) {
 				c.opts.Log.WarnContext(ctx, "fetch failed, will retry", "topic", topic, "partition", partition, "error", err)
 			}
 		})
@@ -77,6 +79,7 @@ func (c *Consumer) enqueue(ctx context.Context, client *kgo.Client, d decoder, f
 		if p == nil {
 			return // revoked since it was fetched
 		}
+		c.expect(ctx, client, p, ft.FetchPartition)
 		c.addAll(ctx, client, p, ft.Records, items)
 	})
 }
@@ -87,16 +90,15 @@ func (c *Consumer) partition(at topicPartition) *partition {
 	return c.partitions[at]
 }
 
-// addAll puts records of one partition into their lanes, and pauses the partition if that is too much. Gaps between
-// offsets are nothing special: transaction markers and compacted records leave them.
+// addAll puts records of one partition into their lanes, and pauses the partition if that is too much.
 func (c *Consumer) addAll(ctx context.Context, client *kgo.Client, p *partition, recs []*kgo.Record, items []*item) {
 	ignored := 0
 	l := c.lanes
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i, rec := range recs {
-		if rec.Offset < p.next {
-			continue // seen in this assignment
+		if rec.Offset < p.next { // whatever the reason: below the watermark it would be lost
+			c.cut(ctx, p, rec.Offset)
 		}
 		if p.commit < 0 && p.next < 0 {
 			p.commit = rec.Offset

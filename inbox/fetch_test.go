@@ -64,6 +64,37 @@ func TestAPartitionIsPausedInTheClientWhenTheConsumerThinksSo(t *testing.T) {
 	}
 }
 
+func TestTheWatermarkOfACutLogStaysBelowWhatIsUnfinishedOfBothLogs(t *testing.T) {
+	t.Parallel()
+	c, client := newIdle(t, Options{})
+	p := newPartition(topicPartition{"orders", 3})
+	read := func(from, to int64) (tracked []*tracked) {
+		for offset := from; offset < to; offset++ {
+			rec := &kgo.Record{Topic: "orders", Partition: 3, Offset: offset, Headers: []kgo.RecordHeader{
+				{Key: "ce_id", Value: []byte(uuid.Must(uuid.NewV7()).String())}, {Key: "ce_type", Value: []byte("order.placed.v1")},
+			}}
+			it := c.decoder().decode(rec, time.Now())
+			c.addAll(t.Context(), client, p, []*kgo.Record{rec}, []*item{it})
+			tracked = append(tracked, it.track)
+		}
+		return tracked
+	}
+	old := read(0, 10)
+	for _, offset := range []int{0, 1, 2, 3, 4, 8} {
+		p.finish(old[offset])
+	}
+	instead := read(7, 9) // of the first log 7 is unfinished, 8 is finished, 9 is unfinished
+	for _, step := range []struct {
+		finish *tracked
+		want   int64
+	}{{instead[1], 5}, {old[5], 6}, {old[6], 7}, {old[7], 7}, {old[9], 7}, {instead[0], 9}} {
+		p.finish(step.finish)
+		if got := p.watermark(); got != step.want {
+			t.Fatalf("watermark() = %d, want %d", got, step.want)
+		}
+	}
+}
+
 // What a message holds counts against the consumer's budget whatever it consists of, and a used up budget ends the fetching.
 func TestBulkyMessagesUseUpTheBudget(t *testing.T) {
 	t.Parallel()

@@ -15,6 +15,7 @@ type meters struct {
 	messages metric.Int64Counter
 	reruns   metric.Int64Counter
 	refused  metric.Int64Counter
+	lost     metric.Int64Counter
 	batches  metric.Float64Histogram
 }
 
@@ -34,6 +35,10 @@ func newMeters(group string, meter metric.Meter) (meters, error) {
 	}
 	if m.refused, err = meter.Int64Counter("inbox.holds.refused",
 		metric.WithDescription("Keys that found no room for a message among the held ones, counted at each try.")); err != nil {
+		return m, err
+	}
+	if m.lost, err = meter.Int64Counter("inbox.offsets.lost",
+		metric.WithDescription("Offsets that Kafka cut off the end of a log, or removed from its start before they were read.")); err != nil {
 		return m, err
 	}
 	m.batches, err = meter.Float64Histogram("inbox.batch.duration", metric.WithUnit("s"),
@@ -57,4 +62,8 @@ func (m meters) rerun(ctx context.Context, topic string) {
 
 func (m meters) noRoom(ctx context.Context, topic string, keys int) {
 	m.refused.Add(ctx, int64(keys), metric.WithAttributes(m.group, attribute.String("topic", topic)))
+}
+
+func (m meters) offsetsLost(ctx context.Context, topic, cause string, n int64) {
+	m.lost.Add(ctx, n, metric.WithAttributes(m.group, attribute.String("topic", topic), attribute.String("cause", cause)))
 }

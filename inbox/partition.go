@@ -40,6 +40,17 @@ func newPartition(at topicPartition) *partition {
 	return &partition{topicPartition: at, lanes: map[string]*lane{}, next: -1, epoch: -1, commit: -1}
 }
 
+// cut says that the log goes on at offset with other records than those that were read there. What was read and is
+// unfinished keeps its turn; until it is finished, the watermark stays at the cut.
+func (p *partition) cut(offset int64) {
+	p.next, p.epoch = offset, -1
+	for _, t := range p.tracked {
+		if t.offset >= offset {
+			t.offset, t.epoch = offset, -1
+		}
+	}
+}
+
 // finish marks a message as having its fate.
 func (p *partition) finish(t *tracked) {
 	t.done = true
