@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -42,7 +43,8 @@ func (c *Consumer) newClient() (*kgo.Client, error) {
 // rebalanceTimeout is how long the group waits for a member in a rebalance. A revoke takes at most half of it.
 const rebalanceTimeout = 60 * time.Second
 
-// fetch moves records into lanes until ctx ends. It never waits for a worker: a partition with too much in memory is
+// fetch moves records into lanes until ctx ends, or the client cannot go on: it knows topics by their ids, and reads none that was
+// deleted and made anew under its name. It never waits for a worker: a partition with too much in memory is
 // paused instead.
 func (c *Consumer) fetch(ctx context.Context, client *kgo.Client) {
 	d := c.decoder()
@@ -52,15 +54,24 @@ func (c *Consumer) fetch(ctx context.Context, client *kgo.Client) {
 			client.AllowRebalance()
 			return
 		}
+		anew := false
 		fetches.EachError(func(topic string, partition int32, err error) {
-			if loss, ok := errors.AsType[*kgo.ErrDataLoss](err); ok {
+			loss, cut := errors.AsType[*kgo.ErrDataLoss](err)
+			switch {
+			case cut:
 				c.cutBack(ctx, loss)
-			} else if !errors.Is(err, context.Canceled) {
+			case errors.Is(err, kerr.UnknownTopicID):
+				anew = true
+				c.opts.Log.ErrorContext(ctx, "topic was deleted and made anew, joining the group again", "topic", topic, "partition", partition)
+			case !errors.Is(err, context.Canceled):
 				c.opts.Log.WarnContext(ctx, "fetch failed, will retry", "topic", topic, "partition", partition, "error", err)
 			}
 		})
 		c.enqueue(ctx, client, d, fetches)
 		client.AllowRebalance()
+		if anew {
+			return
+		}
 	}
 }
 

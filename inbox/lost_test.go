@@ -132,3 +132,24 @@ func TestRecordsThatWereRemovedUnreadAreReported(t *testing.T) {
 		t.Errorf("%d offsets are counted as removed, want 3", n)
 	}
 }
+
+// F13, by an operator's hand: the topic is made anew under a running consumer, with more in it than was read of the old one.
+func TestATopicThatIsDeletedAndMadeAnewIsReadFromItsBeginning(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.start(apply, w.options())
+	w.produce(record("u1", 1, ""), record("u1", 2, ""))
+	w.wait("two read", func() bool { return len(w.effects("u1")) == 2 && w.lag() == 0 })
+	deleted, err := w.adm.DeleteTopics(t.Context(), topic)
+	if err = errors.Join(err, deleted.Error()); err != nil {
+		t.Fatal(err)
+	}
+	w.wait("the topic gone", func() bool {
+		left, err := w.adm.ListTopics(t.Context(), topic)
+		return err == nil && !left.Has(topic)
+	})
+	w.broker.Create(t, kafkatest.Partitions, nil, topic)
+	w.broker.Produce(t, record("u1", 3, ""), record("u1", 4, ""), record("u1", 5, "")) // a client that knows the old topic cannot
+	w.wait("what is in the new topic", func() bool { return len(w.effects("u1")) == 5 })
+	w.wantEffects("u1", 1, 2, 3, 4, 5)
+}

@@ -13,7 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// takePart makes the consumer a member of its group until ctx ends, except while the group is paused. It returns the client
+// takePart makes the consumer a member of its group until ctx ends, except while the group is paused; a new one when a topic
+// was made anew. It returns the client
 // of the membership that ctx has ended, nil when the group was paused then.
 func (c *Consumer) takePart(ctx context.Context) (*kgo.Client, error) {
 	for {
@@ -26,12 +27,15 @@ func (c *Consumer) takePart(ctx context.Context) (*kgo.Client, error) {
 		}
 		member, end := context.WithCancel(ctx)
 		var loops sync.WaitGroup
-		loops.Go(func() { c.fetch(member, client) })
+		loops.Go(func() {
+			c.fetch(member, client)
+			end()
+		})
 		loops.Go(func() { c.commitLoop(member, client) })
-		toPause := c.awaitPause(ctx)
+		toPause := c.awaitPause(member)
 		end()
 		loops.Wait()
-		if !toPause {
+		if !toPause && ctx.Err() != nil {
 			return client, nil
 		}
 		c.stepOut(ctx, client)
