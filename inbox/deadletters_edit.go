@@ -33,7 +33,7 @@ func (p Parked) Original() []byte {
 // EditParked replaces the payload of a dead or held message, p as [ShowParked] returned it. Its id, key and headers
 // stay, and processed_messages goes on knowing it by its original payload: the record delivered again is a duplicate,
 // not a conflict. A drainer at work on it loses its lease and rolls back. A dead message stays dead until [Replay]; a
-// held one is tried again at once. What was replaced is kept in inbox_edits; reason and by go into inbox_audit.
+// held one is tried again at once, and has all of [Options.MaxTries] again. What was replaced is kept in inbox_edits; reason and by go into inbox_audit.
 //
 // It returns [ErrNotFound] when the message is not parked any more, [ErrChanged] when somebody was faster, and another
 // error for a payload that no handler could read.
@@ -61,7 +61,7 @@ func EditParked(ctx context.Context, pool *pgxpool.Pool, p Parked, payload []byt
 		if state == StateWaiting || state != p.State || !sameBytes(now, p.Payload) {
 			return ErrChanged
 		}
-		if _, err := tx.Exec(ctx, `UPDATE parked_messages SET payload = $2 WHERE id = $1`, p.ID, payload); err != nil {
+		if _, err := tx.Exec(ctx, `UPDATE parked_messages SET payload = $2, counted = 0 WHERE id = $1`, p.ID, payload); err != nil {
 			return err
 		}
 		if state == StateHeld {

@@ -3,7 +3,9 @@ package inbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -77,6 +79,41 @@ func TestAnEditedMessageRunsInItsPlaceAndItsRecordStaysADuplicate(t *testing.T) 
 	if p := w.parked(inbox.Filter{}); len(p) != 0 {
 		t.Errorf("the record delivered again is parked: %+v; want it dropped as a duplicate", p)
 	}
+}
+
+// A person has looked at it: what it was tried before says nothing any more.
+func TestAReplayedOrEditedMessageHasAllItsTriesAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts := w.options()
+	opts.InlineAttempts, opts.MaxTries, opts.Evidence = 1, 2, -1
+	opts.RetryMin, opts.RetryMax = time.Hour, time.Hour
+	w.start(func(context.Context, pgx.Tx, inbox.Message) error { return errors.New("fails whatever happens") }, opts)
+	w.produce(record("u1", 1, ""))
+	tried := func(attempts int, state string) inbox.Parked {
+		w.wait(fmt.Sprintf("try %d", attempts), func() bool {
+			p := w.parked(inbox.Filter{})
+			return len(p) == 1 && p[0].Attempts == attempts
+		})
+		p := w.parked(inbox.Filter{})[0]
+		if p.State != state {
+			t.Fatalf("after try %d it is %s, want %s", attempts, p.State, state)
+		}
+		return p
+	}
+	tried(1, inbox.StateHeld) // as it came, which does not count
+	w.due("u1")
+	p := tried(2, inbox.StateHeld)
+	w.edit(w.shown(p.ID), `{"seq":2}`) // makes it due
+	tried(3, inbox.StateHeld)
+	w.due("u1")
+	tried(4, inbox.StateDead)
+	if n, err := inbox.Replay(t.Context(), w.db.Pool, inbox.Filter{}, "alice"); n != 1 || err != nil {
+		t.Fatalf("Replay() = %d, %v, want 1", n, err)
+	}
+	tried(5, inbox.StateHeld)
+	w.due("u1")
+	tried(6, inbox.StateDead)
 }
 
 func TestAnEditIsRefused(t *testing.T) {

@@ -42,8 +42,8 @@ func ForecastReplay(ctx context.Context, pool *pgxpool.Pool, group string, ids [
 }
 
 // Replay hands the dead messages that f selects back to their consumers, which try them again in the order of their
-// key, in their own group alone. It returns how many. A message that fails again is dead again, its attempts counted
-// on. One that processed_messages knows as done or discarded, as after a restore, is dropped instead and not counted.
+// key, in their own group alone. It returns how many. Each has all of [Options.MaxTries] again: one that fails permanently is dead
+// again, one that fails otherwise is held like any other. Attempts are counted on. One that processed_messages knows as done or discarded, as after a restore, is dropped instead and not counted.
 // by says who asked.
 func Replay(ctx context.Context, pool *pgxpool.Pool, f Filter, by string) (int, error) {
 	f.State, f.Limit = StateDead, 500
@@ -87,7 +87,7 @@ func replayOne(ctx context.Context, pool *pgxpool.Pool, p Parked, by string) (re
 		}
 		tag, err := tx.Exec(ctx, `
 			WITH replayed AS (
-				UPDATE parked_messages p SET state = 'held', hold_key = p.key
+				UPDATE parked_messages p SET state = 'held', hold_key = p.key, counted = 0
 				FROM parked_messages old
 				WHERE p.id = $4 AND p.state = 'dead' AND old.id = p.id
 				RETURNING old.hold_key

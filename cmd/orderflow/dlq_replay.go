@@ -22,7 +22,8 @@ func newDLQReplay() *cobra.Command {
 		Use:   "replay [GROUP/NUMBER...]",
 		Short: "Hand dead messages back to their consumers",
 		Long: `Hands dead messages back to their consumers, which try them again in the order of their key. Only the consumer group that
-failed sees them. A message that fails again is dead again. Name the messages, or select them with flags.
+failed sees them. A message that fails for good again is dead again; one that fails for a reason that may pass is held, with all
+its tries before it. Name the messages, or select them with flags.
 
 More than 5 messages of a group go in stages: one, whose fate is waited for, then ten, then the rest. The replay stops when
 one of these first eleven fails again, or ten in all; --stop-after N sets both to N. What was handed back before stays with
