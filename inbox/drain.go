@@ -21,6 +21,7 @@ type hold struct {
 	topic, key string
 	token      uuid.UUID
 	tries      int
+	until      time.Time // when the handler of the head has to end, well before the lease does
 }
 
 // evidence remembers how many messages of a type had succeeded at the last try of a key's head.
@@ -140,6 +141,7 @@ func (c *Consumer) claim(ctx context.Context) (h hold, found bool, err error) {
 // drainKey works the line of one key, head first, until it is empty, its head fails, or it has had its turn.
 func (c *Consumer) drainKey(ctx, work context.Context, h hold) error {
 	until := time.Now().Add(c.opts.Lease / 2)
+	h.until = c.handlerUntil()
 	for reruns, worked := 0, 0; ctx.Err() == nil && worked < drainTurn && time.Now().Before(until); {
 		wait, probe := c.circuit.permit(time.Now())
 		if wait > 0 {
@@ -161,10 +163,15 @@ func (c *Consumer) drainKey(ctx, work context.Context, h hold) error {
 		default:
 			reruns = 0
 			worked++
+			h.until = c.handlerUntil()
 		}
 	}
 	return c.store.postpone(work, c.pool, h, 0)
 }
+
+// handlerUntil is when the handler of a head has to end whose lease begins now. What is left is for the rollback, and for
+// booking the try.
+func (c *Consumer) handlerUntil() time.Time { return time.Now().Add(c.opts.Lease - c.opts.Lease/5) }
 
 // errFenced says that another drainer, or a person, has the key now.
 var errFenced = errors.New("lease lost")
@@ -187,7 +194,7 @@ func (c *Consumer) drainHead(ctx context.Context, h *hold, probe bool) (more boo
 	switch {
 	case errors.Is(err, errFenced):
 		c.circuit.succeed(probe, false)
-		c.headLeft(h)
+		c.leaseLost(ctx, h)
 		return false, nil
 	case err != nil:
 		return false, err
@@ -201,6 +208,12 @@ func (c *Consumer) drainHead(ctx context.Context, h *hold, probe bool) (more boo
 	}
 	c.circuit.succeed(probe, false)
 	return c.drainFailed(ctx, h, head, failed)
+}
+
+// leaseLost notes that what was done with a head is rolled back, for somebody else has the key.
+func (c *Consumer) leaseLost(ctx context.Context, h *hold) {
+	c.headLeft(h)
+	c.opts.Log.WarnContext(ctx, "lease of a held key lost, its message is rolled back", "topic", h.topic)
 }
 
 // headLeft forgets the tries of a head that is gone, dead or somebody else's: they say nothing about the next one.
@@ -221,7 +234,7 @@ func (c *Consumer) drainApply(ctx context.Context, h hold, head *parkedHead) (fa
 		defer cancel()
 		_ = tx.Rollback(ctx) // after a commit this does nothing
 	}()
-	if err := callError(tx, c.invoke(ctx, tx, head.item.route, []*item{head.item})); err != nil {
+	if err := c.drainInvoke(ctx, tx, h, head); err != nil {
 		if ctx.Err() != nil || rerunnable(err) || judge(err).kind == outage {
 			return nil, err
 		}
@@ -241,6 +254,19 @@ func (c *Consumer) drainApply(ctx context.Context, h hold, head *parkedHead) (fa
 		return nil, fmt.Errorf("commit drain: %w", err)
 	}
 	return nil, nil
+}
+
+// drainInvoke runs the handler of a head for as long as the lease allows. A longer one has failed: the next drainer would take
+// the key over, run it again, and so on.
+func (c *Consumer) drainInvoke(ctx context.Context, tx pgx.Tx, h hold, head *parkedHead) error {
+	limited, cancel := context.WithDeadline(ctx, h.until)
+	defer cancel()
+	err := c.invoke(limited, tx, head.item.route, []*item{head.item})
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		// Not wrapped: that the connection is gone too, when it was a query that ended, is no outage.
+		return WithClass(ClassSlowHandler, errors.New("took longer than a lease of "+c.opts.Lease.String()+" allows: "+err.Error()))
+	}
+	return callError(tx, err)
 }
 
 // drainFailed books a failed try of a head.
@@ -274,7 +300,7 @@ func (c *Consumer) drainFailed(ctx context.Context, h *hold, head *parkedHead, f
 		return c.store.failHead(ctx, tx, *h, head, f, counted, gone, next)
 	})
 	if errors.Is(err, errFenced) {
-		c.headLeft(h)
+		c.leaseLost(ctx, h)
 		return false, nil
 	}
 	if err != nil {

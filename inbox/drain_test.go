@@ -3,6 +3,7 @@ package inbox_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -137,5 +138,78 @@ func TestTriesOfAHeadThatLeftAreNotTheNextOnes(t *testing.T) {
 				t.Errorf("after its first try the second is %s until %v, want it held for less than a second", second.State, second.NextTryAt)
 			}
 		})
+	}
+}
+
+// The lease of a held key bounds its handler. Without that the second drainer takes the key over, and loses it to the first.
+func TestAHeldMessageThatTakesLongerThanTheLeaseHasFailed(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		wait func(context.Context, pgx.Tx) error
+	}{
+		{"in the handler", func(ctx context.Context, _ pgx.Tx) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}},
+		{"in Postgres", func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, `SELECT pg_sleep(3600)`)
+			return err
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			opts, log := w.patient()
+			opts.Lease = time.Second
+			w.start(parkFirst(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+				if m.Attempt <= 3 {
+					return tt.wait(ctx, tx)
+				}
+				return apply(ctx, tx, m)
+			}), opts)
+			w.produce(record("u1", 1, "park"))
+			for attempts := 1; attempts <= 3; attempts++ {
+				var parked []inbox.Parked
+				w.wait("a failed try", func() bool {
+					parked = w.parked(inbox.Filter{})
+					return len(parked) == 1 && parked[0].Attempts == attempts
+				})
+				if slow := parked[0].Class == inbox.ClassSlowHandler; slow != (attempts > 1) {
+					t.Errorf("try %d failed as %s: %s", attempts, parked[0].Class, parked[0].Error)
+				}
+				w.due("u1")
+			}
+			w.wait("its effect", func() bool { return len(w.effects("u1")) == 1 })
+			if n := log.containing(circuitOpened); n != 0 {
+				t.Errorf("the consumer was paused %d times, want never", n)
+			}
+		})
+	}
+}
+
+func TestALeaseThatIsLostIsLogged(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts, log := w.patient()
+	entered, release := make(chan struct{}), make(chan struct{})
+	first := sync.OnceFunc(func() {
+		close(entered)
+		<-release
+	})
+	w.start(parkFirst(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+		first()
+		return apply(ctx, tx, m)
+	}), opts)
+	w.produce(record("u1", 1, "park"))
+	w.wait("held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == 1 })
+	w.due("u1")
+	<-entered
+	w.edit(w.shown(w.parked(inbox.Filter{})[0].ID), `{"seq":2}`) // takes the lease
+	close(release)
+	w.wait("the effect of the edited one", func() bool { return len(w.effects("u1")) == 1 })
+	w.wantEffects("u1", 2)
+	if n := log.containing("lease of a held key lost"); n != 1 {
+		t.Errorf("the log says %d times that the lease is lost, want once", n)
 	}
 }

@@ -20,6 +20,7 @@ const (
 	ClassHandlerPanic       = "handler_panic"       // the handler panicked
 	ClassPermanent          = "permanent"           // a Permanent error without a class
 	ClassTransient          = "transient"           // any other error without a class
+	ClassSlowHandler        = "slow_handler"        // handling a held message took longer than Options.Lease
 	ClassSlowKey            = "slow_key"            // it did not fail: its key was so slow that it held up its partition
 )
 

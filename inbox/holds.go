@@ -117,7 +117,7 @@ func (s store) advance(ctx context.Context, tx pgx.Tx, topic, key string, remove
 		UPDATE {inbox_holds} h
 		SET parked = greatest(h.parked - $4, 0), state = CASE p.state WHEN 'dead' THEN 'dead' ELSE 'held' END, type = p.type,
 		    error_class = p.error_class, fingerprint = p.fingerprint, tries = 0, next_at = now(),
-		    leased_until = CASE WHEN h.lease_token IS NOT NULL THEN now() + $5 * interval '1 millisecond' END
+		    leased_until = CASE WHEN h.lease_token IS NOT NULL THEN clock_timestamp() + $5 * interval '1 millisecond' END
 		FROM (
 			SELECT state, type, error_class, fingerprint FROM {parked_messages}
 			WHERE consumer_group = $1 AND topic = $2 AND hold_key = $3

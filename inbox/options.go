@@ -57,8 +57,9 @@ type Options struct {
 	// Evidence is described at MaxTries. Default 20; negative: every try counts.
 	Evidence int
 
-	// Lease is how long a drainer keeps a held key to itself while one message of it is handled. A handler that takes
-	// longer loses the key, and its work is rolled back. Default 30 s.
+	// Lease is how long a drainer keeps a held key to itself while one message of it is handled. The context of its handler
+	// ends after four fifths of it, and that try has failed, with [ClassSlowHandler]. A handler that does not heed its context
+	// loses the key when the lease ends, and its work is rolled back. Default 30 s.
 	Lease time.Duration
 
 	// DrainEvery is the pause between looks at the held keys. Default 250 ms.
