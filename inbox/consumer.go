@@ -112,6 +112,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	loops.Go(func() { c.drainLoop(ctx, work) })
 	loops.Go(func() { c.reclaimLoop(ctx) })
 	loops.Go(func() { c.watch(ctx) })
+	loops.Go(func() { c.gauge(ctx) })
 
 	<-ctx.Done()
 	deadline := time.AfterFunc(c.opts.DrainTimeout, func() {
