@@ -43,8 +43,8 @@ test-order: ## Prove the inbox in SEEDS random rounds: each effect once and in o
 		-inbox.seeds=$(SEEDS) $(if $(SEED),-inbox.seed=$(SEED))
 
 test-alerts: ## Check the alert rules and what they fire at; needs promtool, of Debian's package prometheus
-	promtool check rules deploy/alerts/saga.yml
-	promtool test rules deploy/alerts/saga_test.yml
+	promtool check rules deploy/alerts/inbox.yml deploy/alerts/saga.yml
+	promtool test rules deploy/alerts/inbox_test.yml deploy/alerts/saga_test.yml
 
 test-servers: ## Run the outbox with a pooler, replicas and dumps, the inbox a minute without Postgres; needs Debian's packages postgresql and pgbouncer
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -count=1 -tags servers -timeout 10m ./outbox
