@@ -230,8 +230,8 @@ func testDiscardedMessagesAreRememberedAndTheirKeyGoesOn(w *world) {
 	w.produce(record("u1", 1, "old"), record("u1", 2, ""), record("u1", 3, "poison"), record("u1", 4, ""))
 	w.wait("two parked", func() bool { return len(w.parked(inbox.Filter{})) == 2 })
 	w.wantEffects("u1", 2)
-	id := w.parked(inbox.Filter{State: inbox.StateDead})[0].ID
-	if err := inbox.DiscardParked(t.Context(), w.db.Pool, id, "customer refunded by hand", "bob"); err != nil {
+	poison := w.parked(inbox.Filter{State: inbox.StateDead})[0]
+	if err := inbox.DiscardParked(t.Context(), w.db.Pool, poison, "customer refunded by hand", "bob"); err != nil {
 		t.Fatal(err)
 	}
 	w.wait("the key goes on", func() bool { return len(w.effects("u1")) == 2 })
@@ -242,7 +242,7 @@ func testDiscardedMessagesAreRememberedAndTheirKeyGoesOn(w *world) {
 	if n := w.count(`SELECT count(*) FROM inbox_audit WHERE (by, reason) IN (('handler', 'superseded'), ('bob', 'customer refunded by hand'))`); n != 2 {
 		t.Errorf("%d rows in the audit, want 2", n)
 	}
-	if err := inbox.DiscardParked(t.Context(), w.db.Pool, id, "again", "bob"); !errors.Is(err, inbox.ErrNotFound) {
+	if err := inbox.DiscardParked(t.Context(), w.db.Pool, poison, "again", "bob"); !errors.Is(err, inbox.ErrNotFound) {
 		t.Errorf("second DiscardParked() = %v, want ErrNotFound", err)
 	}
 }

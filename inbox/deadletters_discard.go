@@ -9,28 +9,31 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// DiscardParked gives a parked message up for good: it is never handled, and the next message of its key is tried. It
-// returns [ErrNotFound] when the message is not parked, or not any more. Reason and by go into inbox_audit.
-func DiscardParked(ctx context.Context, pool *pgxpool.Pool, id int64, reason, by string) error {
+// DiscardParked gives p, as [ListParked] or [ShowParked] returned it, up for good: it is never handled, and the next message of
+// its key is tried. Reason and by go into inbox_audit.
+//
+// It returns [ErrNotFound] when the message is not parked any more, and [ErrChanged] when its state is not p's: one that was
+// dead, and that somebody has replayed since, is about to be handled.
+func DiscardParked(ctx context.Context, pool *pgxpool.Pool, p Parked, reason, by string) error {
 	if reason == "" {
 		return errors.New("discarding a message needs a reason")
 	}
-	p, err := onlyParked(ctx, pool, id)
-	if err != nil {
-		return err
-	}
 	st := store{group: p.Group}
-	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		if err := st.seize(ctx, tx, p.Topic, p.Key); err != nil {
 			return err
 		}
+		var state string
 		var held bool
-		err := tx.QueryRow(ctx, `DELETE FROM parked_messages WHERE id = $1 RETURNING hold_key IS NOT NULL`, id).Scan(&held)
+		err := tx.QueryRow(ctx, `DELETE FROM parked_messages WHERE id = $1 RETURNING state, hold_key IS NOT NULL`, p.ID).Scan(&state, &held)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return ErrNotFound
 		}
 		if err != nil {
 			return err
+		}
+		if state != p.State {
+			return ErrChanged
 		}
 		if _, err = tx.Exec(ctx, `
 			UPDATE processed_messages SET state = 'discarded'
@@ -42,10 +45,10 @@ func DiscardParked(ctx context.Context, pool *pgxpool.Pool, id int64, reason, by
 				return err
 			}
 		}
-		return st.audit(ctx, tx, auditRow{action: "discard", topic: p.Topic, key: p.Key, eventID: p.EventID, parkedID: id, reason: reason, by: by})
+		return st.audit(ctx, tx, auditRow{action: "discard", topic: p.Topic, key: p.Key, eventID: p.EventID, parkedID: p.ID, reason: reason, by: by})
 	})
 	if err != nil {
-		return fmt.Errorf("discard parked message %d: %w", id, err)
+		return fmt.Errorf("discard parked message %d: %w", p.ID, err)
 	}
 	return nil
 }

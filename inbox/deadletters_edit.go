@@ -12,7 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// ErrChanged is returned by [EditParked] when the message is not what it was when it was shown, or waits behind another.
+// ErrChanged is returned by [EditParked] and [DiscardParked] when the message is not what it was when it was shown; by
+// [EditParked] also for one that waits behind another.
 var ErrChanged = errors.New("the message is another than the one shown, or waits")
 
 // Edit is one replacement of a parked message's payload.

@@ -91,7 +91,7 @@ func TestAnImportIsRefusedWhenItCouldRepeatAnEffect(t *testing.T) {
 	broken.Value = []byte(`{`)
 	w.produce(broken)
 	dead := w.onlyDead()
-	if err := inbox.DiscardParked(t.Context(), w.db.Pool, dead.ID, "test", "bob"); err != nil {
+	if err := inbox.DiscardParked(t.Context(), w.db.Pool, dead, "test", "bob"); err != nil {
 		t.Fatal(err)
 	}
 	other := dead

@@ -96,3 +96,25 @@ func TestAReplayDropsWhatHasItsFateAlready(t *testing.T) {
 		t.Errorf("%d rows in the audit, want one for each", n)
 	}
 }
+
+// Between the plan of a discard and its deed somebody may have replayed the message: it is about to be handled, and stays.
+func TestADiscardSparesWhatWasReplayedSinceItWasShown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	stop := w.start(func(context.Context, pgx.Tx, inbox.Message) error { return inbox.Permanent(errors.New("not deployed yet")) }, w.options())
+	w.produce(record("u1", 1, ""))
+	dead := w.onlyDead()
+	stop()
+	if n, err := inbox.Replay(t.Context(), w.db.Pool, inbox.Filter{IDs: []int64{dead.ID}}, "alice"); n != 1 || err != nil {
+		t.Fatalf("Replay() = %d, %v, want 1", n, err)
+	}
+	if err := inbox.DiscardParked(t.Context(), w.db.Pool, dead, "nobody needs it", "bob"); !errors.Is(err, inbox.ErrChanged) {
+		t.Errorf("DiscardParked of what is held again = %v, want ErrChanged", err)
+	}
+	if n := w.count(`SELECT count(*) FROM inbox_audit WHERE action = 'discard'`); n != 0 {
+		t.Errorf("%d discards in the audit, want 0", n)
+	}
+	w.start(apply, w.options())
+	w.wait("it is handled", func() bool { return len(w.parked(inbox.Filter{})) == 0 })
+	w.wantEffects("u1", 1)
+}

@@ -162,7 +162,7 @@ func TestADeadMessageWithoutRoomIsKeptAndWhatPassedItIsAppliedOnce(t *testing.T)
 	if len(dead) != 2 {
 		t.Fatalf("%d dead, want 2", len(dead))
 	}
-	if err := inbox.DiscardParked(t.Context(), w.db.Pool, dead[0].ID, "make room", "bob"); err != nil {
+	if err := inbox.DiscardParked(t.Context(), w.db.Pool, dead[0], "make room", "bob"); err != nil {
 		t.Fatal(err)
 	}
 	w.wait("the third one has room", func() bool {

@@ -244,8 +244,11 @@ func parseParkedName(name string) (group string, id int64, err error) {
 }
 
 func parkedError(err error, name string) error {
-	if errors.Is(err, inbox.ErrNotFound) {
+	switch {
+	case errors.Is(err, inbox.ErrNotFound):
 		return fail(exitNotFound, "`orderflow dlq list` shows what is parked now", "there is no parked message %s", name)
+	case errors.Is(err, inbox.ErrChanged):
+		return fail(exitConflict, "look at it again: `orderflow dlq show "+name+"`", "%s has changed since it was loaded", name)
 	}
 	return err
 }

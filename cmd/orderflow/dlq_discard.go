@@ -15,7 +15,8 @@ func newDLQDiscard() *cobra.Command {
 are kept. There is no way back; "orderflow dlq export" before it keeps a copy.
 
 Name the messages, or select them with flags, which select dead ones unless --state says otherwise. Without --yes it only
-prints what it would do, as with --dry-run.`,
+prints what it would do, as with --dry-run. It ends at a message whose state has changed since: somebody has replayed it. Exit code
+6: some had been discarded before; otherwise 4.`,
 		Example: `  orderflow dlq discard email/12 --reason 'test message' --yes
   orderflow dlq discard --group order --fingerprint 3f2a91c07b1d --reason 'refunded by hand' --dry-run`,
 		RunE: discardParked,
@@ -76,7 +77,7 @@ func discardAll(cmd *cobra.Command, url string, plan []inbox.Parked, reason stri
 		group := plan[0].Group
 		err := withGroup(cmd.Context(), url, group, func(pool *pgxpool.Pool) error {
 			for len(plan) > 0 && plan[0].Group == group {
-				if err := inbox.DiscardParked(cmd.Context(), pool, plan[0].ID, reason, operator()); err != nil {
+				if err := inbox.DiscardParked(cmd.Context(), pool, plan[0], reason, operator()); err != nil {
 					return parkedError(err, parkedName(plan[0]))
 				}
 				discarded++

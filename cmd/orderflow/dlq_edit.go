@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -87,9 +86,6 @@ func editParked(cmd *cobra.Command, args []string) error {
 	err = withGroup(cmd.Context(), url, p.Group, func(pool *pgxpool.Pool) error {
 		return inbox.EditParked(cmd.Context(), pool, p, payload, reason, operator())
 	})
-	if errors.Is(err, inbox.ErrChanged) {
-		return fail(exitConflict, "look at it again: `orderflow dlq show "+args[0]+"`", "%s has changed since it was loaded", args[0])
-	}
 	if err != nil {
 		return parkedError(err, args[0])
 	}

@@ -363,7 +363,7 @@ func TestPoisonHoldsItsOwnKeyOnly(t *testing.T) {
 	if n := h.count(t, `SELECT count(*) FROM warehouse.outbox WHERE topic = 'warehouse.dlq'`); n != 1 {
 		t.Errorf("copies in the dead-letter topic's outbox: got %d, want 1", n)
 	}
-	if err := inbox.DiscardParked(t.Context(), h.pool, parked[0].ID, "cannot be read", "test"); err != nil {
+	if err := inbox.DiscardParked(t.Context(), h.pool, parked[0], "cannot be read", "test"); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "what waited behind it to be shipped", func() bool { return h.count(t, `SELECT count(*) FROM warehouse.shipments`) == 32 })
