@@ -101,7 +101,9 @@ func TestAReplayDropsWhatHasItsFateAlready(t *testing.T) {
 func TestADiscardSparesWhatWasReplayedSinceItWasShown(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	stop := w.start(func(context.Context, pgx.Tx, inbox.Message) error { return inbox.Permanent(errors.New("not deployed yet")) }, w.options())
+	stop := w.start(func(context.Context, pgx.Tx, inbox.Message) error {
+		return inbox.Permanent(errors.New("not deployed yet"))
+	}, w.options())
 	w.produce(record("u1", 1, ""))
 	dead := w.onlyDead()
 	stop()

@@ -26,8 +26,8 @@ failed sees them. A message that fails for good again is dead again; one that fa
 its tries before it. Name the messages, or select them with flags.
 
 More than 5 messages of a group go in stages: one, whose fate is waited for, then ten, then the rest. The replay stops when
-one of these first eleven fails again, or ten in all; --stop-after N sets both to N. What was handed back before stays with
-its consumer. --canary=false hands all back at once; up to 5 are handed back without waiting, unless --wait says so.
+one of these first eleven fails again, or ten of a group in all; --stop-after N sets both to N. What was handed back before stays
+with its consumer. --canary=false hands all back at once; up to 5 are handed back without waiting, unless --wait says so.
 
 The same command goes on after a stop or Ctrl-C: it selects what is still dead. Without --yes it only prints what it would
 do, as with --dry-run: how many would run, how many have been processed already and would be dropped, and how many wait
@@ -42,7 +42,7 @@ behind them. Exit code 6: some failed again.`,
 	cmd.Flags().Bool("dry-run", false, "only print what would be done, even with --yes")
 	cmd.Flags().Float64("rate", 0, "messages handed back per second (default: no limit; each consumer process works on two keys at a time)")
 	cmd.Flags().Bool("canary", true, "one first, then ten, then the rest (default: for more than 5 messages of a group)")
-	cmd.Flags().Int("stop-after", 0, "stop when so many have failed again (default: 1 among the first eleven, 10 afterwards)")
+	cmd.Flags().Int("stop-after", 0, "stop when so many of a group have failed again (default: 1 among the first eleven, 10 afterwards)")
 	cmd.Flags().Bool("wait", false, "wait until each message is handled or has failed again (always with canaries and --stop-after)")
 	cmd.Flags().Duration("timeout", time.Minute, "give up waiting when no message has met its fate for so long")
 	addYesFlag(cmd)

@@ -31,6 +31,7 @@ type replayRun struct {
 	pending map[int64]int // handed back and not yet tried → its attempts before
 	looked  time.Time
 	moved   time.Time // when a message last met its fate
+	before  int       // failures in the groups before
 
 	waits                           bool // fates are looked at
 	handed, handled, failed, behind int
@@ -46,6 +47,7 @@ var (
 // replay hands the messages of one group back, in stages when they are many.
 func (r *replayRun) replay(pool *pgxpool.Pool, group string, msgs []inbox.Parked) error {
 	r.pool, r.group, r.pending, r.moved = pool, group, map[int64]int{}, time.Now()
+	r.before = r.failed
 	if !r.opts.canaries(len(msgs)) {
 		r.waits = r.waits || r.opts.wait
 		return r.stage(msgs, r.limit(stopAfterRest), r.opts.wait)
@@ -76,7 +78,7 @@ func (r *replayRun) limit(otherwise int) int {
 	return otherwise
 }
 
-// stage hands messages back and, if asked to, waits for their fates. It stops when limit messages have failed.
+// stage hands messages back and, if asked to, waits for their fates. It stops when limit messages of the group have failed.
 func (r *replayRun) stage(msgs []inbox.Parked, limit int, wait bool) error {
 	ctx := r.cmd.Context()
 	for _, m := range msgs {
@@ -152,7 +154,7 @@ func (r *replayRun) look(limit int) error {
 		delete(r.pending, id)
 		r.moved = r.looked
 	}
-	if r.failed >= limit {
+	if r.failed-r.before >= limit {
 		return errTooManyFailed
 	}
 	return nil

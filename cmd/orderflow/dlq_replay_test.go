@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/orderflow-dev/orderflow/inbox"
 	"github.com/orderflow-dev/orderflow/internal/event"
 	"github.com/orderflow-dev/orderflow/internal/kafkatest"
 	"github.com/orderflow-dev/orderflow/internal/pgtest"
@@ -143,6 +145,46 @@ func TestAReplayStopsAtItsCanaryAndGoesOnOnceTheCauseIsMended(t *testing.T) {
 	waitUntil(t, "what waited behind them", func() bool { return s.count(`SELECT count(*) FROM warehouse.parked_messages`) == 0 })
 	if n := s.count(`SELECT count(*) FROM warehouse.shipments`); n != 2*many {
 		t.Errorf("%d shipments, want %d", n, 2*many)
+	}
+}
+
+// One cause may be mended and another not: what fails in one group says nothing about the next one's canary.
+func TestAFailureInOneGroupStopsNoOtherGroupsCanary(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	const many = handful + 1
+	for i := range many {
+		s.publish(fmt.Sprintf("u%d", i), []byte("{"))
+	}
+	s.waitForDead(many)
+	for i := range many {
+		user := fmt.Sprintf("u%d", i)
+		if _, err := s.db.Pool.Exec(t.Context(), `UPDATE warehouse.parked_messages SET payload = $2 WHERE key = $1`,
+			user, completed(t, user, uuid.Must(uuid.NewV7()))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	park(t, s.db, "email", "u1", []byte("{"), `[]`)
+	nothing := func(context.Context, pgx.Tx, inbox.Message) error { return nil }
+	email, err := inbox.NewConsumer(s.db.Pool, "email", []inbox.Route{{Topic: "orders", Type: "any.v1", Handle: nothing}}, inbox.Options{
+		Schema: "email", Kafka: []kgo.Opt{kgo.SeedBrokers(s.broker.Addrs...)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- email.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+
+	got := s.dlq("replay", "--all", "--yes", "--wait")
+	if got.code != exitPartial || !strings.Contains(got.stderr, "of 7 messages 7 handed back, 6 handled, 1 failed again") {
+		t.Errorf("replay of two groups = exit %d, %s; want %d, all of warehouse handled after the failure in email", got.code, got.stderr, exitPartial)
 	}
 }
 
