@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -132,8 +133,15 @@ refund may be asked for again.`,
 
 func prepareResolve(cmd *cobra.Command) (intervention, error) {
 	said := 0
-	for _, name := range []string{"charged", "not-charged", "refunded", "not-refunded"} {
-		if cmd.Flags().Changed(name) {
+	for _, name := range []string{"charged", "not-charged", "refunded", "not-refunded", "intent"} {
+		if !cmd.Flags().Changed(name) {
+			continue
+		}
+		// An empty shell variable must not say the opposite of what was meant, nor take the next flag for an id.
+		if value := stringFlag(cmd, name); value == "" || value == "false" || strings.HasPrefix(value, "-") {
+			return nil, usage("was a shell variable empty?", "--%s %q says nothing", name, value)
+		}
+		if name != "intent" {
 			said++
 		}
 	}

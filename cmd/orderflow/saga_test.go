@@ -117,6 +117,12 @@ func TestSagaCommandsRefuseWhatMakesNoSense(t *testing.T) {
 		{[]string{"resolve", stuck, "--charged", "--reason", "r", "--yes"}, exitConflict, "--intent"},
 		{[]string{"resolve", stuck, "--refunded", "re_1", "--reason", "r", "--yes"}, exitConflict, "has sent no refund"},
 		{[]string{"resolve", stuck, "--refunded", "re_1", "--charged", "--reason", "r", "--yes"}, exitUsage, "--charged or --not-charged"},
+		{[]string{"resolve", stuck, "--refunded", "", "--reason", "r", "--rev", "1", "--yes"}, exitUsage, "--refunded"},
+		{[]string{"resolve", stuck, "--refunded", "--rev=1", "--reason", "r", "--yes"}, exitUsage, "--refunded"},
+		{[]string{"resolve", stuck, "--charged=false", "--reason", "r", "--rev", "1", "--yes"}, exitUsage, "--charged"},
+		{[]string{"resolve", stuck, "--not-charged=false", "--reason", "r", "--rev", "1", "--yes"}, exitUsage, "--not-charged"},
+		{[]string{"resolve", stuck, "--not-refunded=false", "--reason", "r", "--rev", "1", "--yes"}, exitUsage, "--not-refunded"},
+		{[]string{"resolve", stuck, "--charged", "--intent", "", "--reason", "r", "--rev", "1", "--yes"}, exitUsage, "--intent"},
 		{[]string{"retry", unknown, "--reason", "r", "--yes"}, exitNotFound, unknown},
 	} {
 		got := orderflow(t.Context(), slices.Concat([]string{"saga"}, tt.args, []string{"--database-url", db.URL})...)
