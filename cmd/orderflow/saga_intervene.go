@@ -24,8 +24,9 @@ func newIntervention(use, short, long, example string, prepare func(*cobra.Comma
 		Short: short,
 		Long: long + `
 
-The reason and who gave it are kept. It is refused, with exit code 4, if the saga has moved since it was looked at.
-Without --yes it only shows the saga.`,
+The reason and who gave it are kept. Without --yes it only shows the saga and its revision. With --yes it takes --rev, the
+revision that was looked at, and is refused with exit code 4 if the saga has moved since. One in doubt moves every 5 minutes,
+when the provider is asked about it again: look again then.`,
 		Example: example,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,7 +38,7 @@ Without --yes it only shows the saga.`,
 		},
 	}
 	cmd.Flags().String("reason", "", "why (required)")
-	cmd.Flags().Int64("rev", 0, "the revision that was looked at (default: the one that is there now)")
+	cmd.Flags().Int64("rev", 0, "the revision that was looked at (required with --yes)")
 	addYesFlag(cmd)
 	addDatabaseFlag(cmd)
 	addOutputFlag(cmd)
@@ -57,6 +58,11 @@ func intervene(cmd *cobra.Command, arg, verb string, do intervention) error {
 	if reason == "" {
 		return usage("it is kept with the saga", "--reason is required")
 	}
+	yes, _ := cmd.Flags().GetBool("yes")
+	// What else is done is done to the step that the person has seen; to try again is right at any step.
+	if yes && verb != "retry" && !cmd.Flags().Changed("rev") {
+		return usage("without --yes the command shows the saga and its revision", "--rev is required with --yes")
+	}
 	ctx := cmd.Context()
 	pool, err := openOwner(cmd)
 	if err != nil {
@@ -71,9 +77,8 @@ func intervene(cmd *cobra.Command, arg, verb string, do intervention) error {
 	if cmd.Flags().Changed("rev") {
 		op.Rev, _ = cmd.Flags().GetInt64("rev")
 	}
-	yes, _ := cmd.Flags().GetBool("yes")
 	if !yes {
-		cmd.PrintErrf("%s would be done to this saga; --yes does it\n", verb)
+		cmd.PrintErrf("%s would be done to this saga; --rev %d --yes does it\n", verb, h.Instance.Rev)
 		return printHistory(out, h)
 	}
 	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return do(ctx, tx, id, op) })
@@ -103,14 +108,14 @@ func newSagaCompensate() *cobra.Command {
 	return newIntervention("compensate", "Turn a saga round: undo what it did, and fail its order",
 		`Takes back what the saga did, in reverse: the charge is cancelled or refunded and the stock is released. It is refused once
 the order is completed; refund it then.`,
-		`  orderflow saga compensate 0199… --reason 'fraud' --yes`, always(saga.Compensate))
+		`  orderflow saga compensate 0199… --reason 'fraud' --rev 7 --yes`, always(saga.Compensate))
 }
 
 func newSagaSkip() *cobra.Command {
 	return newIntervention("skip", "Pass over the step that a stuck saga stands at, as if it had succeeded",
 		`Passes over the step, or the compensation, that a stuck saga stands at. What it should have done is then yours to do by
 hand: nothing will try it again.`,
-		`  orderflow saga skip 0199… --reason 'refunded by hand, re_123' --yes`, always(saga.Skip))
+		`  orderflow saga skip 0199… --reason 'refunded by hand, re_123' --rev 7 --yes`, always(saga.Skip))
 }
 
 func newSagaResolve() *cobra.Command {
@@ -120,9 +125,9 @@ is the charge's reference. With --charged the order goes on, with --not-charged 
 
 Settles a refund in the same way: with --refunded the order is refunded, with --not-refunded it stays as it is, and its
 refund may be asked for again.`,
-		`  orderflow saga resolve 0199… --charged --reason 'seen in the provider’s list' --yes
-  orderflow saga resolve 0199… --not-charged --reason 'the provider has no such charge' --yes
-  orderflow saga resolve 0199… --refunded re_123 --reason 'seen in the provider’s list' --yes`, prepareResolve)
+		`  orderflow saga resolve 0199… --charged --reason 'seen in the provider’s list' --rev 7 --yes
+  orderflow saga resolve 0199… --not-charged --reason 'the provider has no such charge' --rev 7 --yes
+  orderflow saga resolve 0199… --refunded re_123 --reason 'seen in the provider’s list' --rev 7 --yes`, prepareResolve)
 	cmd.Flags().Bool("charged", false, "the provider has charged it")
 	cmd.Flags().Bool("not-charged", false, "the provider has not charged it, and never will")
 	cmd.Flags().String("intent", "", "with --charged: the provider's id of the charge, where the order has not stored it")

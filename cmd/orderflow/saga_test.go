@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -71,17 +72,22 @@ func TestAPersonSettlesASaga(t *testing.T) {
 			}
 			args = append(args, "--reason", "seen by ops")
 			var before, after historyDoc
-			if got := orderflow(t.Context(), args...); got.code != 0 || !strings.Contains(got.stderr, "--yes") || json.Unmarshal([]byte(got.stdout), &before) != nil {
+			if got := orderflow(t.Context(), args...); got.code != 0 || !strings.Contains(got.stderr, "--rev 0 --yes") || json.Unmarshal([]byte(got.stdout), &before) != nil {
 				t.Fatalf("without --yes: exit %d, %s%s; want the saga and --yes", got.code, got.stdout, got.stderr)
 			}
 			if string(before.State) != tt.state || len(before.Audit) != 0 {
 				t.Errorf("without --yes the saga is %s with %d interventions, want it as it was", before.State, len(before.Audit))
 			}
 			args = append(args, "--yes")
+			if tt.args[0] != "retry" {
+				if got := orderflow(t.Context(), args...); got.code != exitUsage || !strings.Contains(got.stderr, "--rev") {
+					t.Errorf("without the revision that was looked at: exit %d, %s; want %d", got.code, got.stderr, exitUsage)
+				}
+			}
 			if got := orderflow(t.Context(), append(args, "--rev", "77")...); got.code != exitConflict {
 				t.Errorf("of another revision: exit %d, %s; want %d", got.code, got.stderr, exitConflict)
 			}
-			got := orderflow(t.Context(), args...)
+			got := orderflow(t.Context(), append(args, "--rev", strconv.FormatInt(before.Rev, 10))...)
 			if got.code != 0 || json.Unmarshal([]byte(got.stdout), &after) != nil {
 				t.Fatalf("exit %d, %s%s; want the saga", got.code, got.stdout, got.stderr)
 			}
@@ -114,8 +120,8 @@ func TestSagaCommandsRefuseWhatMakesNoSense(t *testing.T) {
 		{[]string{"resolve", stuck, "--reason", "r", "--yes"}, exitUsage, "--charged or --not-charged"},
 		{[]string{"resolve", stuck, "--charged", "--not-charged", "--reason", "r"}, exitUsage, "--charged or --not-charged"},
 		{[]string{"resolve", stuck, "--not-charged", "--intent", "pi_1", "--reason", "r"}, exitUsage, "--intent"},
-		{[]string{"resolve", stuck, "--charged", "--reason", "r", "--yes"}, exitConflict, "--intent"},
-		{[]string{"resolve", stuck, "--refunded", "re_1", "--reason", "r", "--yes"}, exitConflict, "has sent no refund"},
+		{[]string{"resolve", stuck, "--charged", "--reason", "r", "--rev", "0", "--yes"}, exitConflict, "--intent"},
+		{[]string{"resolve", stuck, "--refunded", "re_1", "--reason", "r", "--rev", "0", "--yes"}, exitConflict, "has sent no refund"},
 		{[]string{"resolve", stuck, "--refunded", "re_1", "--charged", "--reason", "r", "--yes"}, exitUsage, "--charged or --not-charged"},
 		{[]string{"resolve", stuck, "--refunded", "", "--reason", "r", "--rev", "1", "--yes"}, exitUsage, "--refunded"},
 		{[]string{"resolve", stuck, "--refunded", "--rev=1", "--reason", "r", "--yes"}, exitUsage, "--refunded"},

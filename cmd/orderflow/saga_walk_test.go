@@ -89,11 +89,14 @@ func TestFromAlarmToResolution(t *testing.T) {
 		t.Fatalf("reconcile does not say as what the provider has refunded it:\n%s", reconciled)
 	}
 	resolve := []string{"saga", "resolve", refund, "--refunded", said[1], "--reason", "seen in the provider's list"}
-	use(0, resolve...)
+	seen := regexp.MustCompile(`--rev (\d+) --yes does it`).FindStringSubmatch(use(0, resolve...))
+	if seen == nil {
+		t.Fatal("resolve without --yes does not say which revision it shows")
+	}
 	if got := use(0, "saga", "show", refund); !strings.Contains(got, "in_doubt") {
 		t.Errorf("resolve without --yes changed the saga:\n%s", got)
 	}
-	use(0, append(resolve, "--yes")...)
+	use(0, append(resolve, "--rev", seen[1], "--yes")...)
 	eventually("the refund to have ended", func() bool { return strings.Contains(use(0, "saga", "show", refund), "completed") })
 	if got := use(0, "saga", "list", "--state", "in_doubt"); !strings.Contains(got, "no such sagas") {
 		t.Errorf("saga list still shows it:\n%s", got)
