@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/orderflow-dev/orderflow/internal/await"
@@ -83,11 +84,21 @@ func TestFromAlarmToResolution(t *testing.T) {
 	if got := use(0, "saga", "show", refund); !strings.Contains(got, "do refund payment: unknown, key "+refund+":refund-payment:1") {
 		t.Errorf("saga show does not say which call is unknown, and under which key:\n%s", got)
 	}
-	reconciled := use(exitCheckFailed, "payments", "reconcile", "--until", "1s")
+	// The look-up does not show the intent, the list does.
+	both := use(0, "payments", "show", refund)
+	list := regexp.MustCompile(`reconcile (--since \S+ --until \S+)`).FindStringSubmatch(both)
+	if list == nil || !strings.Contains(both, order.ID) || !regexp.MustCompile(`there +no such intent`).MatchString(both) {
+		t.Fatalf("payments show does not say where the provider may know it:\n%s", both)
+	}
+	reconciled := use(exitCheckFailed, append([]string{"payments", "reconcile"}, strings.Fields(list[1])...)...)
 	said := regexp.MustCompile(regexp.QuoteMeta(order.ID) + `.* refunded as (re_\S+), `).FindStringSubmatch(reconciled)
 	if said == nil {
 		t.Fatalf("reconcile does not say as what the provider has refunded it:\n%s", reconciled)
 	}
+	if got := use(0, "payments", "show", order.ID, "-o", "json"); !strings.Contains(got, `"refund_id": "`+refund+`"`) {
+		t.Errorf("payments show of the order does not name its refund:\n%s", got)
+	}
+	use(exitNotFound, "payments", "show", uuid.NewString())
 	resolve := []string{"saga", "resolve", refund, "--refunded", said[1], "--reason", "seen in the provider's list"}
 	seen := regexp.MustCompile(`--rev (\d+) --yes does it`).FindStringSubmatch(use(0, resolve...))
 	if seen == nil {

@@ -31,14 +31,15 @@ type Reconciliation struct {
 	Differences []Difference `json:"differences"`
 }
 
-// Reconcile compares the provider's payment intents that were created in [since, until) with the orders they are about, and the
-// payments of that time with the provider's. It changes nothing. What is under way while it looks can show as a difference:
-// until should be some minutes ago.
+// Reconcile compares the provider's payment intents that were created in [since, until) with the orders they are about. Then it
+// asks the provider about the payments that changed here in that time, or whose refund did, and about every refund that is not
+// over, however old their charges are. It changes nothing. What is under way while it looks can show as a difference: until
+// should be some minutes ago.
+//
+// A refund that somebody makes at the provider itself, of a charge from before since, shows on neither side: it is not found.
 func Reconcile(ctx context.Context, db order.DB, provider payment.Provider, since, until time.Time) (Reconciliation, error) {
-	r := reconciler{
-		provider: provider, db: db, listed: map[string]bool{}, paying: map[uuid.UUID]string{},
-		found: Reconciliation{Since: since, Until: until, Differences: []Difference{}},
-	}
+	r := newReconciler(db, provider)
+	r.found.Since, r.found.Until = since, until
 	for after := ""; ; {
 		intents, next, err := r.page(ctx, since, until, after)
 		if err != nil {
@@ -63,6 +64,13 @@ type reconciler struct {
 	found    Reconciliation
 }
 
+func newReconciler(db order.DB, provider payment.Provider) *reconciler {
+	return &reconciler{
+		provider: provider, db: db, listed: map[string]bool{}, paying: map[uuid.UUID]string{},
+		found: Reconciliation{Differences: []Difference{}},
+	}
+}
+
 // page gives each request to the provider its own time.
 func (r *reconciler) page(ctx context.Context, since, until time.Time, after string) ([]payment.Intent, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*callTimeout)
@@ -78,6 +86,17 @@ type account struct {
 	IntentID string
 	Status   string // of table payments; "none"
 	Saga     string
+}
+
+func (a account) told() string { return fmt.Sprintf("%s, %d %s", a.Status, a.Total, a.Currency) }
+
+// told is what the provider says of an intent.
+func told(in payment.Intent) string {
+	status := string(in.Status)
+	if in.Refund != "" {
+		status = "refunded as " + in.Refund
+	}
+	return fmt.Sprintf("%s, %d %s", status, in.Amount, in.Currency)
 }
 
 const selectAccounts = `
@@ -113,11 +132,7 @@ func (r *reconciler) theirs(ctx context.Context, intents []payment.Intent) error
 }
 
 func (r *reconciler) compare(in payment.Intent, a account, known bool) {
-	there := string(in.Status)
-	if in.Refund != "" {
-		there = "refunded as " + in.Refund
-	}
-	there = fmt.Sprintf("%s, %d %s", there, in.Amount, in.Currency)
+	there := told(in)
 	moved := in.Status == payment.Succeeded
 	if !known {
 		if moved {
@@ -125,7 +140,7 @@ func (r *reconciler) compare(in payment.Intent, a account, known bool) {
 		}
 		return
 	}
-	here := fmt.Sprintf("%s, %d %s", a.Status, a.Total, a.Currency)
+	here := a.told()
 	kept := moved && in.Refund == ""
 	other := r.paying[a.OrderID]
 	if kept {
@@ -147,10 +162,15 @@ func (r *reconciler) compare(in payment.Intent, a account, known bool) {
 	}
 }
 
-// ours looks for payments that say money moved under an intent that was not listed. It may have been created just before.
+// ours looks up the payments that say something of an intent that was not listed, because it was created before the span.
 func (r *reconciler) ours(ctx context.Context, since, until time.Time) error {
 	rows, _ := r.db.Query(ctx, selectAccounts+`
-		WHERE p.status IN ('charged', 'refunded') AND p.created_at >= $1 AND p.created_at < $2
+		WHERE (p.intent_id IS NOT NULL OR p.status IN ('charged', 'refunded')) AND o.id IN (
+			SELECT order_id FROM payments
+			WHERE created_at >= $1 AND created_at < $2 OR updated_at >= $1 AND updated_at < $2
+			UNION
+			SELECT order_id FROM refunds
+			WHERE requested_at < $2 AND (requested_at >= $1 OR state = 'requested') OR ended_at >= $1 AND ended_at < $2)
 		ORDER BY o.id`, since, until) // CollectRows reports the error
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[account])
 	if err != nil {
@@ -161,33 +181,37 @@ func (r *reconciler) ours(ctx context.Context, since, until time.Time) error {
 			continue
 		}
 		r.found.Compared++
-		if err := r.lookUp(ctx, a); err != nil {
+		if _, err := r.lookUp(ctx, a); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *reconciler) lookUp(ctx context.Context, a account) error {
-	here := fmt.Sprintf("%s, %d %s", a.Status, a.Total, a.Currency)
+// lookUp compares one payment with its intent, and returns what the provider says.
+func (r *reconciler) lookUp(ctx context.Context, a account) (there string, err error) {
+	here, what := a.told(), a.Status+" here"
 	if a.IntentID == "" {
-		r.add(a.OrderID.String(), "", a.Status+" here", here, "no intent is known", a.Saga)
-		return nil
+		there = "no intent is known"
+		r.add(a.OrderID.String(), "", what, here, there, a.Saga)
+		return there, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	in, ok, err := r.provider.ByID(ctx, a.IntentID)
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case !ok:
-		r.add(a.OrderID.String(), a.IntentID, a.Status+" here", here, "no such intent", a.Saga)
+		there = NoSuchIntent
 	case in.Reference != a.OrderID.String():
-		r.add(a.OrderID.String(), a.IntentID, a.Status+" here", here, "the intent is of "+in.Reference, a.Saga)
+		there = "the intent is of " + in.Reference
 	default:
 		r.compare(in, a, true)
+		return told(in), nil
 	}
-	return nil
+	r.add(a.OrderID.String(), a.IntentID, what, here, there, a.Saga)
+	return there, nil
 }
 
 func (r *reconciler) add(orderID, intentID, what, here, there, saga string) {

@@ -3,13 +3,20 @@ package order
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
 	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
+	"github.com/orderflow-dev/orderflow/internal/order"
 	"github.com/orderflow-dev/orderflow/internal/payment"
 	"github.com/orderflow-dev/orderflow/internal/payment/providers"
 )
@@ -149,6 +156,78 @@ func TestReconcileFindsWhatDiffers(t *testing.T) {
 	}
 	if r := w.reconcile(t, since.Add(-time.Hour), since); r.Compared != 0 || len(r.Differences) != 0 {
 		t.Errorf("Reconcile of an hour without payments = %+v, want nothing", r)
+	}
+}
+
+// What is refunded today was mostly charged before yesterday: neither side lists it among the charges of the span.
+func TestReconcileFindsTheRefundsOfOlderCharges(t *testing.T) {
+	t.Parallel()
+	var mute atomic.Bool // the provider does what it is asked for, and does not tell
+	w := newWorld(t, map[string]int64{"pen": 1000}, func(_ *world, next http.Handler) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if !mute.Load() {
+				next.ServeHTTP(rw, r)
+				return
+			}
+			if r.Method == http.MethodPost {
+				next.ServeHTTP(httptest.NewRecorder(), r)
+			}
+			panic(http.ErrAbortHandler)
+		})
+	})
+	paid := func() event.OrderPlaced {
+		e := w.place(t, uuid.NewString(), "pm_ok", item("pen", 2))
+		w.broker.Produce(t, record(t, e))
+		w.awaitStatus(t, e.OrderID, "completed")
+		return e
+	}
+	fine, missing, doubtful, untouched := paid(), paid(), paid(), paid()
+	since := time.Now()
+	w.requestRefund(t, fine)
+	w.awaitStatus(t, fine.OrderID, "refunded")
+	w.exec(t, `UPDATE orders.payments SET status = 'refunded', updated_at = clock_timestamp() WHERE order_id = $1`, missing.OrderID)
+	mute.Store(true)
+	r := w.requestRefund(t, doubtful)
+	eventually(t, "the provider to have refunded it", func() error {
+		return want("what it did", w.outside(t, doubtful.OrderID), "charge 2000, refund 2000")
+	})
+	w.exec(t, `UPDATE orders.refunds SET requested_at = requested_at - interval '30 days' WHERE id = $1`, r.ID)
+
+	got := w.reconcile(t, since, time.Now().Add(time.Minute))
+	found := map[string]string{}
+	for _, d := range got.Differences {
+		found[d.OrderID] = d.What
+	}
+	wanted := map[string]string{missing.OrderID.String(): "charged there", doubtful.OrderID.String(): "charged here"}
+	if !maps.Equal(found, wanted) || got.Compared != 3 {
+		t.Errorf("Reconcile = %+v, want %v, 3 compared, and nothing of %s", got, wanted, untouched.OrderID)
+	}
+
+	unheard := w.place(t, "eve", "pm_ok", item("pen", 2)) // the intent's id is not known here
+	w.broker.Produce(t, record(t, unheard))
+	for _, tt := range []struct {
+		name        string
+		id          uuid.UUID
+		of          event.OrderPlaced
+		here, there string // there: how it begins
+		refund      string
+		differ      int
+	}{
+		{"both say the same", untouched.OrderID, untouched, "charged, 2000 EUR", "succeeded, 2000 EUR", "", 0},
+		{"by the id of a refund", r.ID, doubtful, "charged, 2000 EUR", "refunded as re_", "requested", 1},
+		{"refunded on both sides", fine.OrderID, fine, "refunded, 2000 EUR", "refunded as re_", "paid", 0},
+		{"an intent that only the provider knows", unheard.OrderID, unheard, "none, 2000 EUR", "requires_confirmation, 2000 EUR", "", 0},
+	} {
+		eventually(t, tt.name, func() error {
+			s, err := BothSides(t.Context(), w.pool, provider(t, w.sandbox), tt.id)
+			if err != nil || s.OrderID != tt.of.OrderID || s.Here != tt.here || !strings.HasPrefix(s.There, tt.there) || s.RefundState != tt.refund || len(s.Differences) != tt.differ {
+				return fmt.Errorf("BothSides = %+v, %w; want %+v", s, err, tt)
+			}
+			return nil
+		})
+	}
+	if s, err := BothSides(t.Context(), w.pool, provider(t, w.sandbox), uuid.New()); !errors.Is(err, order.ErrNotFound) {
+		t.Errorf("BothSides of an unknown id = %+v, %v, want ErrNotFound", s, err)
 	}
 }
 
