@@ -161,8 +161,8 @@ func newGroupsLag() *cobra.Command {
 		Use:   "lag [GROUP...]",
 		Short: "Check how far groups are behind, for scripts and monitors",
 		Long: `Prints one line for each consumer group, of all or of those named, whoever's they are, and exits with 7 if one is over a limit,
-or if its lag is not known while --fail-over is given, or its age while --fail-over-age is. Without a limit it exits with 7 if a
-lag is not known. A group that does not exist is exit code 3.
+or if its lag is not known, whatever the limits, or its age while --fail-over-age is given. A group that does not exist is exit
+code 3.
 
 The lag of a group is unknown, among others, when a topic that it has committed in was deleted, when retention has removed
 records before they were read, and when no broker answers for a partition.`,
