@@ -97,13 +97,6 @@ func always(do intervention) func(*cobra.Command) (intervention, error) {
 	return func(*cobra.Command) (intervention, error) { return do, nil }
 }
 
-func newSagaRetry() *cobra.Command {
-	return newIntervention("retry", "Try a stuck saga's step again, or ask again about one in doubt",
-		`Sends a stuck saga on from where it stands, with its tries counted anew, and asks the provider again about one that is in
-doubt. Do it after the cause is mended.`,
-		`  orderflow saga retry 0199… --reason 'provider is back' --yes`, always(saga.Retry))
-}
-
 func newSagaCompensate() *cobra.Command {
 	return newIntervention("compensate", "Turn a saga round: undo what it did, and fail its order",
 		`Takes back what the saga did, in reverse: the charge is cancelled or refunded and the stock is released. It is refused once
