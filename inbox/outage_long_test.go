@@ -22,7 +22,7 @@ func TestTenMinutesOfHalfTheCallsFailingKillNoMessage(t *testing.T) {
 	w := newWorld(t)
 	opts := w.options()
 	opts.RetryMin, opts.RetryMax = 0, 0 // as they are by default
-	const keys, waves = 40, 20 // a wave each half minute: of every key one message
+	const keys, waves = 40, 20          // a wave each half minute: of every key one message
 	var sick atomic.Bool
 	sick.Store(true)
 	var calls, failed, again atomic.Int64
