@@ -147,5 +147,11 @@ func (w *wire) Write(b []byte) (int, error) {
 	return w.Conn.Write(b)
 }
 
-// SetWriteDeadline is not heeded: what a process was about to write when it was paused, it writes when it is resumed.
-func (w *wire) SetWriteDeadline(time.Time) error { return nil }
+// SetWriteDeadline is not heeded in a network of one's own, where a minute's pause takes no time: what a process was about to
+// write when it was paused, it writes when it is resumed.
+func (w *wire) SetWriteDeadline(t time.Time) error {
+	if w.process.network != nil {
+		return nil
+	}
+	return w.Conn.SetWriteDeadline(t)
+}
