@@ -151,7 +151,8 @@ var rules = []struct {
 		SELECT 'order ' || o.id || ' is ' || o.status || ', its refund is ' || r.state
 		FROM orders.refunds r
 		JOIN orders.orders o ON o.id = r.order_id
-		WHERE r.state = 'requested' OR (r.state = 'paid') <> (o.status = 'refunded')`},
+		WHERE r.state = 'requested'
+			OR (o.status = 'refunded') <> EXISTS (SELECT FROM orders.refunds p WHERE p.order_id = o.id AND p.state = 'paid')`},
 
 	{"I18", "a shipment that does not match the order", `
 		SELECT 'order ' || coalesce(o.id, s.order_id) || ' is ' || coalesce(o.status, 'unknown') || ', its shipment is ' || coalesce(s.state, 'missing')
