@@ -191,28 +191,28 @@ func (w *till) report(t testing.TB, e event.OrderPlaced, refundID string) {
 	})
 }
 
-// refund pays an order back and returns the provider's id of it.
-func (w *till) refund(t testing.TB, e event.OrderPlaced) string {
+// refund pays an order back.
+func (w *till) refund(t testing.TB, e event.OrderPlaced) {
 	t.Helper()
 	refund := w.refundOf(t, e)
 	w.tx(t, func(tx pgx.Tx) error { return saga.Start(t.Context(), tx, refund) })
 	stop := w.run(t, 1, swift())
 	w.awaitStatus(t, e.OrderID, "refunded")
 	stop()
-	return w.refundID(t, e)
 }
 
+// refundID is the provider's id of an order's refund.
 func (w *till) refundID(t testing.TB, e event.OrderPlaced) string {
 	t.Helper()
 	return w.text(t, `SELECT coalesce(refund_id, '') FROM orders.payments WHERE order_id = $1`, e.OrderID)
 }
 
-// The money went back long ago, and the order has its end. What the provider still has to say of it, of the refund or of the
-// charge, is no late success that would have to be undone.
+// The money went back long ago, and the order has its end. What the provider still has to say of it is no late success that would
+// have to be undone, also where nobody has ever heard of the charge.
 func TestAReportOfARefundThatIsKnownChangesNothing(t *testing.T) {
 	t.Parallel()
 	w := newTill(t, map[string]int64{"pen": 10})
-	cancelled, refunded := w.placed(t, "pm_ok"), w.placed(t, "pm_ok")
+	cancelled, stopped, refunded := w.placed(t, "pm_ok"), w.placed(t, "pm_lost_answer"), w.placed(t, "pm_ok")
 	w.front.creating = func(id uuid.UUID) {
 		if id != cancelled.OrderID {
 			return
@@ -221,32 +221,83 @@ func TestAReportOfARefundThatIsKnownChangesNothing(t *testing.T) {
 			t.Errorf("cancel order %s: %v", id, err)
 		}
 	}
+	var silent atomic.Bool
+	silent.Store(true)
+	w.front.fault = func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		if silent.Load() && r.Method == http.MethodGet {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		next.ServeHTTP(rw, r)
+	}
 	stop := w.run(t, 1, swift())
+	w.start(t, stopped)
+	eventually(t, "a charge of which nobody knows", func() error {
+		return want("its state", w.text(t, `
+			SELECT coalesce((SELECT state FROM orders.saga_journal WHERE saga_id = $1 AND name = $2 AND NOT undo), '')`, stopped.OrderID, stepCharge), "unknown")
+	})
+	stop()
+	silent.Store(false)
+	w.tx(t, func(tx pgx.Tx) error {
+		h, err := saga.Load(t.Context(), tx, stopped.OrderID)
+		if err != nil {
+			return err
+		}
+		return saga.Compensate(t.Context(), tx, stopped.OrderID, saga.Operator{By: "ops", Reason: "stop it", Rev: h.Instance.Rev})
+	})
+	stop = w.run(t, 1, swift())
 	w.start(t, cancelled)
 	w.awaitStatus(t, cancelled.OrderID, "cancelled")
+	w.awaitStatus(t, stopped.OrderID, "payment_failed")
 	stop()
 	w.complete(t, refunded)
-	ids := map[string]string{"cancelled": w.refundID(t, cancelled), "refunded": w.refund(t, refunded)}
+	w.refund(t, refunded)
 	before := w.rows(t)
-	for status, e := range map[string]event.OrderPlaced{"cancelled": cancelled, "refunded": refunded} {
-		for _, refundID := range []string{ids[status], "", ids[status]} {
-			w.report(t, e, refundID)
+	for status, e := range map[string]event.OrderPlaced{"cancelled": cancelled, "payment_failed": stopped, "refunded": refunded} {
+		id := w.refundID(t, e)
+		for range 2 {
+			w.report(t, e, id)
 			if diff := cmp.Diff(before, w.rows(t)); diff != "" {
-				t.Errorf("a report with the refund %q of an order that is %s changed rows (-was +is):\n%s", refundID, status, diff)
+				t.Errorf("a report of the refund %q of an order that is %s changed rows (-was +is):\n%s", id, status, diff)
 			}
 		}
 	}
+	for status, e := range map[string]event.OrderPlaced{"cancelled": cancelled, "refunded": refunded} {
+		w.report(t, e, "")
+		if diff := cmp.Diff(before, w.rows(t)); diff != "" {
+			t.Errorf("a late report of the charge of an order that is %s changed rows (-was +is):\n%s", status, diff)
+		}
+	}
+	w.check(t, stopped.OrderID, "payment_failed", chargedBack)
 	w.check(t, cancelled.OrderID, "cancelled", chargedBack)
 	w.checkRefund(t, refunded)
 	w.judge(t)
 }
 
-// Somebody pays an order back at the provider. The report of it changes nothing, and a refund that is asked for finds it made.
+// The provider refuses a refund, and then somebody makes it there by hand. The report of it changes nothing, and a refund that is
+// asked for again finds it made.
 func TestARefundThatWasMadeAtTheProviderIsReportedEarlyAndFound(t *testing.T) {
 	t.Parallel()
 	w := newTill(t, map[string]int64{"pen": 10})
 	e := w.placed(t, "pm_ok")
+	var disputed atomic.Bool
+	disputed.Store(true)
+	w.front.fault = func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.URL.Path == "/v1/refunds" && disputed.Load() {
+			rw.WriteHeader(http.StatusUnprocessableEntity)
+			return
+		}
+		next.ServeHTTP(rw, r)
+	}
 	w.complete(t, e)
+	refused := w.refundOf(t, e)
+	w.tx(t, func(tx pgx.Tx) error { return saga.Start(t.Context(), tx, refused) })
+	stop := w.run(t, 1, swift())
+	eventually(t, "the first refund", func() error {
+		return want("its state", w.text(t, `SELECT state FROM orders.refunds WHERE id = $1`, refused.ID), "refused")
+	})
+	stop()
+	disputed.Store(false)
 	made := w.post(t, "/v1/refunds", map[string]any{"payment_intent": w.intent(t, e)})
 	unchanged := func(when string) {
 		t.Helper()
@@ -256,11 +307,11 @@ func TestARefundThatWasMadeAtTheProviderIsReportedEarlyAndFound(t *testing.T) {
 			t.Errorf("a report of a refund that %s changed rows (-was +is):\n%s", when, diff)
 		}
 	}
-	unchanged("nobody has asked for")
+	unchanged("was refused when it was asked for")
 	refund := w.refundOf(t, e)
 	w.tx(t, func(tx pgx.Tx) error { return saga.Start(t.Context(), tx, refund) })
 	unchanged("has not been sent")
-	stop := w.run(t, 1, swift())
+	stop = w.run(t, 1, swift())
 	w.awaitStatus(t, e.OrderID, "refunded")
 	stop()
 	if got := w.refundID(t, e); got != made {
