@@ -41,6 +41,8 @@ func engineProcess(url string) error {
 	}
 	opts := quick()
 	opts.MaxCrashes = maxDeaths
+	// An engine that is slower than its own lease takes the lane anew, and what it has read of deaths and not written is forgotten.
+	opts.Lease = 10 * time.Second
 	e, err := saga.NewEngine(pool, defs, opts)
 	if err != nil {
 		return err
