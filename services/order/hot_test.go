@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/orderflow-dev/orderflow/internal/event"
@@ -95,40 +97,59 @@ func TestHotProductsAreMovedInBatchesAndWithoutDeadlocks(t *testing.T) {
 	}
 }
 
-// An order whose payment cannot be settled holds its stock until its deadline, and no longer.
+// An order whose payment cannot be settled holds its stock until its deadline, and no longer. Its user is told what became of the
+// money.
 func TestAReservationEndsWithItsSagasDeadline(t *testing.T) {
 	t.Parallel()
-	w := newTill(t, map[string]int64{"pen": 10})
-	w.front.fault = func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
-		if r.Method == http.MethodGet || strings.HasSuffix(r.URL.Path, "/confirm") {
-			rw.WriteHeader(http.StatusBadGateway)
-			return
-		}
-		next.ServeHTTP(rw, r)
+	for _, tt := range []struct {
+		sentence, outside, reason string
+		charged                   bool // the confirm is carried out, and nobody hears of it
+	}{
+		{"not charged", calledOff, "the order took too long, and nothing was charged", false},
+		{"charged", chargedBack, "the order took too long, and the payment was refunded", true},
+	} {
+		t.Run(tt.sentence, func(t *testing.T) {
+			t.Parallel()
+			w := newTill(t, map[string]int64{"pen": 10})
+			var over atomic.Bool
+			w.front.fault = func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+				confirm := strings.HasSuffix(r.URL.Path, "/confirm")
+				if confirm && tt.charged {
+					next.ServeHTTP(httptest.NewRecorder(), r)
+				}
+				if confirm || r.Method == http.MethodGet && !over.Load() {
+					rw.WriteHeader(http.StatusBadGateway)
+					return
+				}
+				next.ServeHTTP(rw, r)
+			}
+			e := w.placed(t, "pm_ok")
+			w.run(t, 1, swift())
+			w.start(t, e)
+			eventually(t, "tries to charge", func() error {
+				return want("tried again", w.text(t, `SELECT (attempt > 3 AND step_name = $2)::text FROM orders.saga_instances WHERE id = $1`, e.OrderID, stepCharge), "true")
+			})
+			if got, want := w.stock(t, "pen"), [3]int64{8, 2, 0}; got != want {
+				t.Errorf("stock before the deadline = %v, want %v", got, want)
+			}
+			eventually(t, "the deadline ends it", func() error {
+				// Again and again: the engine writes back what it has read.
+				if _, err := w.DB.Pool.Exec(t.Context(), `
+					UPDATE orders.saga_instances SET deadline_at = clock_timestamp() WHERE id = $1 AND finished_at IS NULL`, e.OrderID); err != nil {
+					return err
+				}
+				return want("taken back", w.text(t, `SELECT coalesce(failure_kind = 'deadline', false)::text FROM orders.saga_instances WHERE id = $1`, e.OrderID), "true")
+			})
+			over.Store(true) // look-ups, which a refund may need
+			w.awaitStatus(t, e.OrderID, "payment_failed")
+			if got, want := w.stock(t, "pen"), [3]int64{10, 0, 0}; got != want {
+				t.Errorf("stock after the deadline = %v, want %v", got, want)
+			}
+			if got := w.text(t, `SELECT reason FROM orders.orders WHERE id = $1`, e.OrderID); got != tt.reason {
+				t.Errorf("the order's reason is %q, want %q", got, tt.reason)
+			}
+			w.check(t, e.OrderID, "payment_failed", tt.outside)
+			w.judge(t)
+		})
 	}
-	e := w.placed(t, "pm_ok")
-	w.run(t, 1, swift())
-	w.start(t, e)
-	eventually(t, "tries to charge", func() error {
-		return want("tried again", w.text(t, `SELECT (attempt > 3 AND step_name = $2)::text FROM orders.saga_instances WHERE id = $1`, e.OrderID, stepCharge), "true")
-	})
-	if got, want := w.stock(t, "pen"), [3]int64{8, 2, 0}; got != want {
-		t.Errorf("stock before the deadline = %v, want %v", got, want)
-	}
-	eventually(t, "the deadline ends it", func() error {
-		// Again and again: the engine writes back what it has read.
-		if _, err := w.DB.Pool.Exec(t.Context(), `
-			UPDATE orders.saga_instances SET deadline_at = clock_timestamp() WHERE id = $1 AND finished_at IS NULL`, e.OrderID); err != nil {
-			return err
-		}
-		return want("status", w.status(t, e.OrderID), "payment_failed")
-	})
-	if got, want := w.stock(t, "pen"), [3]int64{10, 0, 0}; got != want {
-		t.Errorf("stock after the deadline = %v, want %v", got, want)
-	}
-	if got := w.text(t, `SELECT reason FROM orders.orders WHERE id = $1`, e.OrderID); got != reasonDeadline {
-		t.Errorf("the order's reason is %q, want %q", got, reasonDeadline)
-	}
-	w.check(t, e.OrderID, "payment_failed", calledOff)
-	w.judge(t)
 }

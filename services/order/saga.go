@@ -35,6 +35,7 @@ const (
 	reasonCancelled = "cancelled as you asked"
 	reasonReleased  = "the reservation was released before it was made"
 	reasonDeadline  = "the order took too long, and nothing was charged"
+	reasonLateBack  = "the order took too long, and the payment was refunded"
 	reasonOperator  = "the order was stopped"
 )
 
@@ -164,16 +165,16 @@ func complete(ctx context.Context, tx pgx.Tx, in []*saga.Instance) ([]error, err
 // failed ends an order for which everything is undone, and tells of it.
 func failed(ctx context.Context, tx pgx.Tx, in *saga.Instance, cause saga.Failure) error {
 	// Under this lock no cancel can be accepted between the look and the status.
-	var cancelled bool
+	var cancelled, refunded bool
 	err := tx.QueryRow(ctx, `
-		SELECT cancel_requested_at IS NOT NULL
+		SELECT cancel_requested_at IS NOT NULL, EXISTS (SELECT FROM payments WHERE order_id = $1 AND status = 'refunded')
 		FROM orders
 		WHERE id = $1
-		FOR NO KEY UPDATE`, in.ID).Scan(&cancelled)
+		FOR NO KEY UPDATE`, in.ID).Scan(&cancelled, &refunded)
 	if err != nil {
 		return fmt.Errorf("lock order %s: %w", in.ID, err)
 	}
-	status, reason := verdict(cause, cancelled)
+	status, reason := verdict(cause, cancelled, refunded)
 	if err := order.SetStatus(ctx, tx, in.ID, order.Pending, status, reason); err != nil {
 		return err
 	}
@@ -192,7 +193,7 @@ func failed(ctx context.Context, tx pgx.Tx, in *saga.Instance, cause saga.Failur
 }
 
 // verdict is how an order ends. A cancel that was accepted is what the user was told, whatever else went wrong.
-func verdict(cause saga.Failure, cancelled bool) (order.Status, string) {
+func verdict(cause saga.Failure, cancelled, refunded bool) (order.Status, string) {
 	if cancelled {
 		return order.Cancelled, reasonCancelled
 	}
@@ -204,6 +205,9 @@ func verdict(cause saga.Failure, cancelled bool) (order.Status, string) {
 	case saga.FailedRejected:
 		return status, cause.Reason
 	case saga.FailedDeadline:
+		if refunded {
+			return status, reasonLateBack
+		}
 		return status, reasonDeadline
 	default:
 		return status, reasonOperator
