@@ -90,7 +90,9 @@ func TestAWordThatItDidNotHappenStopsACallThatIsOnItsWay(t *testing.T) {
 	t.Parallel()
 	pool := database(t)
 	p := newProvider(chargedLater)
-	dark := func(context.Context, *saga.Instance, *saga.Call) (saga.Answer, error) { return saga.Answer{}, errTimeout }
+	dark := func(context.Context, *saga.Instance, *saga.Call) (saga.Answer, error) {
+		return saga.Answer{}, errTimeout
+	}
 	in := newTrip("anna")
 	start(t, pool, in)
 	engine(t, pool, quick(), saga.Define("trip", 1,

@@ -44,3 +44,49 @@ func TestPointsThatAreNewOrGoneAreNamed(t *testing.T) {
 		}
 	}
 }
+
+// How often a name comes may differ by nature, whether it comes may not: a crash that did not happen must not pass for one.
+func TestARunThatComesToNoCrashFails(t *testing.T) {
+	t.Parallel()
+	const point = "before call charge"
+	for _, tc := range []struct {
+		sentence string
+		points   []string
+		nth      int
+		fails    bool
+	}{
+		{"the first of an expected name", []string{"call charge"}, 1, true},
+		{"one more of it", []string{"call charge"}, 2, false},
+		{"nothing is expected", nil, 1, false},
+	} {
+		r := &recorder{TB: t}
+		(&World{Points: tc.points}).missed(r, point, tc.nth)
+		if r.Failed() != tc.fails {
+			t.Errorf("%s: missed fails with %q, want %v", tc.sentence, r.errs, tc.fails)
+		}
+	}
+}
+
+func TestAnEngineDiesAtTheNthPointOfAName(t *testing.T) {
+	t.Parallel()
+	passed := []string{"claim", "call", "claim", "call", "claim"}
+	for _, tc := range []struct {
+		sentence string
+		dies     death
+		want     []int
+	}{
+		{"the second of a name", passing("claim", 2), []int{2}},
+		{"one that does not come", passing("claim", 4), nil},
+		{"the fourth, whatever it is", passingAny(4), []int{3}},
+	} {
+		var got []int
+		for i, point := range passed {
+			if tc.dies(point) {
+				got = append(got, i)
+			}
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: it dies at %v, want %v", tc.sentence, got, tc.want)
+		}
+	}
+}
