@@ -60,13 +60,22 @@ func (s *saver) run(ctx context.Context) {
 		}
 		committed := s.store(ctx, saves)
 		for _, one := range saves {
-			one.done <- committed[one.call.saga]
+			one.done <- committed[one.call.under()]
 		}
 	}
 }
 
-// store commits progress and returns the sagas whose it was.
-func (s *saver) store(ctx context.Context, saves []*save) map[uuid.UUID]bool {
+// savedUnder tells whose progress was committed. Two calls of one saga may share a transaction, before and after its lane was taken
+// over, and only the later one's is: a lane's rev grows with every claim.
+type savedUnder struct {
+	saga uuid.UUID
+	rev  int64
+}
+
+func (c *Call) under() savedUnder { return savedUnder{c.saga, c.claim.rev} }
+
+// store commits progress and returns whose it was.
+func (s *saver) store(ctx context.Context, saves []*save) map[savedUnder]bool {
 	var (
 		claims   []claim
 		ids      uuids
@@ -81,7 +90,7 @@ func (s *saver) store(ctx context.Context, saves []*save) map[uuid.UUID]bool {
 	// It waits for no lane, so it cannot deadlock with transactions that start sagas in several of them.
 	rows, _ := s.pool.Query(ctx, `
 		WITH held AS (
-			SELECT t.saga_id, t.step, t.saved FROM saga_lanes l
+			SELECT t.saga_id, t.step, t.saved, l.rev FROM saga_lanes l
 			JOIN unnest($1::text[], $2::uuid[], $3::bigint[], $4::uuid[], $5::int[], $6::text[])
 					AS t(lane, token, rev, saga_id, step, saved)
 				ON l.lane = t.lane AND l.token = t.token AND l.rev = t.rev
@@ -89,11 +98,11 @@ func (s *saver) store(ctx context.Context, saves []*save) map[uuid.UUID]bool {
 		)
 		UPDATE saga_journal j SET saved = held.saved::jsonb
 		FROM held WHERE j.saga_id = held.saga_id AND j.step = held.step AND NOT j.undo
-		RETURNING j.saga_id`, lanes, tokens, revs, ids, steps, progress)
-	committed := map[uuid.UUID]bool{}
-	var id uuid.UUID
-	if _, err := pgx.ForEachRow(rows, []any{idInto(&id)}, func() error {
-		committed[id] = true
+		RETURNING j.saga_id, held.rev`, lanes, tokens, revs, ids, steps, progress)
+	committed := map[savedUnder]bool{}
+	var one savedUnder
+	if _, err := pgx.ForEachRow(rows, []any{idInto(&one.saga), &one.rev}, func() error {
+		committed[one] = true
 		return nil
 	}); err != nil {
 		return nil // each tries alone, and says what is wrong
