@@ -35,7 +35,8 @@ type Intent struct {
 	Currency  string // ISO 4217
 	Method    string
 	Reference string // what the payment is for: an order's id
-	Refund    string // the refund's id, if it was paid back
+	Refund    string // the refund's id, if the whole was paid back
+	Refunded  int64  // minor units that were paid back, be it in part
 }
 
 // Provider is a payment provider. Its methods are bounded in time by their context only, and in size by themselves.

@@ -93,8 +93,11 @@ func (a account) told() string { return fmt.Sprintf("%s, %d %s", a.Status, a.Tot
 // told is what the provider says of an intent.
 func told(in payment.Intent) string {
 	status := string(in.Status)
-	if in.Refund != "" {
+	switch {
+	case in.Refund != "":
 		status = "refunded as " + in.Refund
+	case in.Refunded > 0:
+		status = fmt.Sprintf("%s, %d paid back", status, in.Refunded)
 	}
 	return fmt.Sprintf("%s, %d %s", status, in.Amount, in.Currency)
 }
@@ -155,6 +158,8 @@ func (r *reconciler) compare(in payment.Intent, a account, known bool) {
 		// An intent that was left behind and keeps no money.
 	case a.IntentID != "" && a.IntentID != in.ID:
 		r.add(in.Reference, in.ID, "charged under another intent than "+a.IntentID, here, there, a.Saga)
+	case kept && in.Refunded > 0:
+		r.add(in.Reference, in.ID, "refunded in part there", here, there, a.Saga)
 	case kept != (a.Status == "charged"):
 		r.add(in.Reference, in.ID, map[bool]string{true: "charged there", false: "charged here"}[kept], here, there, a.Saga)
 	case (moved && !kept) != (a.Status == "refunded"):

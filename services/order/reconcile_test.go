@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -228,6 +229,32 @@ func TestReconcileFindsTheRefundsOfOlderCharges(t *testing.T) {
 	}
 	if s, err := BothSides(t.Context(), w.pool, provider(t, w.sandbox), uuid.New()); !errors.Is(err, order.ErrNotFound) {
 		t.Errorf("BothSides of an unknown id = %+v, %v, want ErrNotFound", s, err)
+	}
+}
+
+// The sandbox refunds the whole only.
+func TestReconcileTellsOfARefundInPart(t *testing.T) {
+	t.Parallel()
+	id := uuid.New()
+	for _, tt := range []struct {
+		status   string
+		refunded int64
+		what     []string
+	}{
+		{"charged", 0, nil},
+		{"charged", 500, []string{"refunded in part there: charged, 2000 EUR; succeeded, 500 paid back, 2000 EUR"}},
+		{"refunded", 500, []string{"refunded in part there: refunded, 2000 EUR; succeeded, 500 paid back, 2000 EUR"}},
+	} {
+		r := newReconciler(nil, nil)
+		there := payment.Intent{ID: "pi_1", Status: payment.Succeeded, Amount: 2000, Currency: "EUR", Reference: id.String(), Refunded: tt.refunded}
+		r.compare(there, account{OrderID: id, Total: 2000, Currency: "EUR", IntentID: "pi_1", Status: tt.status}, true)
+		var got []string
+		for _, d := range r.found.Differences {
+			got = append(got, d.What+": "+d.Here+"; "+d.There)
+		}
+		if !slices.Equal(got, tt.what) {
+			t.Errorf("%s here, %d of 2000 refunded there: differences %q, want %q", tt.status, tt.refunded, got, tt.what)
+		}
 	}
 }
 

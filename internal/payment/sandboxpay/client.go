@@ -51,10 +51,14 @@ type intent struct {
 
 // shown is the intent in the words of package payment, which this protocol shares.
 func (i intent) shown() payment.Intent {
-	return payment.Intent{
+	got := payment.Intent{
 		ID: i.ID, Status: payment.Status(i.Status), Amount: i.Amount, Currency: i.Currency, Method: i.PaymentMethod,
 		Reference: i.Reference, Refund: i.Refund,
 	}
+	if i.Refund != "" { // this protocol refunds the whole
+		got.Refunded = i.Amount
+	}
+	return got
 }
 
 // Create implements [payment.Provider].

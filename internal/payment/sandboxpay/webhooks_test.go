@@ -83,8 +83,12 @@ func TestWebhooksSayWhatBecameOfAnIntent(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	said := func(status payment.Status, refund string) payment.Report {
+		var refunded int64
+		if refund != "" {
+			refunded = 2000
+		}
 		return payment.Report{ID: "evt_1", At: at, Intent: payment.Intent{
-			ID: "pi_1", Status: status, Amount: 2000, Currency: "EUR", Method: "pm_ok", Reference: "an-order", Refund: refund,
+			ID: "pi_1", Status: status, Amount: 2000, Currency: "EUR", Method: "pm_ok", Reference: "an-order", Refund: refund, Refunded: refunded,
 		}}
 	}
 	body := func(kind, status, refund string) string {

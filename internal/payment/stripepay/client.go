@@ -81,10 +81,13 @@ func shown(in *stripe.PaymentIntent) payment.Intent {
 	if in.PaymentMethod != nil {
 		got.Method = in.PaymentMethod.ID
 	}
-	if charge := in.LatestCharge; charge != nil && charge.Refunded { // the whole of it
-		got.Refund = charge.ID // of an account whose charges do not show their refunds
-		if charge.Refunds != nil && len(charge.Refunds.Data) > 0 {
-			got.Refund = charge.Refunds.Data[0].ID
+	if charge := in.LatestCharge; charge != nil {
+		got.Refunded = charge.AmountRefunded
+		if charge.Refunded { // the whole of it
+			got.Refund = charge.ID // of an account whose charges do not show their refunds
+			if charge.Refunds != nil && len(charge.Refunds.Data) > 0 {
+				got.Refund = charge.Refunds.Data[0].ID
+			}
 		}
 	}
 	return got

@@ -117,14 +117,20 @@ const (
 )
 
 func shownAs(status payment.Status, refund string) payment.Intent {
-	return payment.Intent{
+	in := payment.Intent{
 		ID: intentID, Status: status, Amount: 2000, Currency: "EUR", Method: "pm_1MtwBwLkdIwHu7ixlT4KCVOk", Reference: orderID, Refund: refund,
 	}
+	if refund != "" {
+		in.Refunded = in.Amount
+	}
+	return in
 }
 
 func TestAnIntentIsShownAsItStands(t *testing.T) {
 	t.Parallel()
 	without := func(in payment.Intent) payment.Intent { in.Method = ""; return in }
+	inPart := shownAs(payment.Succeeded, "")
+	inPart.Refunded = 500
 	for name, want := range map[string]payment.Intent{
 		"intent_requires_confirmation": shownAs(payment.Unconfirmed, ""),
 		"intent_processing":            shownAs("processing", ""),
@@ -132,7 +138,7 @@ func TestAnIntentIsShownAsItStands(t *testing.T) {
 		"intent_requires_capture":      shownAs("requires_capture", ""),
 		"intent_succeeded":             shownAs(payment.Succeeded, ""),
 		"intent_refunded":              shownAs(payment.Succeeded, "re_1Nispe2eZvKYlo2Cd31jOCgZ"),
-		"intent_refunded_in_part":      shownAs(payment.Succeeded, ""),
+		"intent_refunded_in_part":      inPart,
 		"intent_canceled":              shownAs(payment.Canceled, ""),
 		"intent_declined":              without(shownAs(payment.Declined, "")),
 		"intent_without_a_method":      without(shownAs("requires_payment_method", "")),
