@@ -306,6 +306,9 @@ func (c *Consumer) drainFailed(ctx context.Context, h *hold, head *parkedHead, f
 	if err != nil {
 		return false, fmt.Errorf("book failed try: %w", err)
 	}
+	if v.kind == permanent && !v.sure {
+		c.health.permanent(&it.msg, now) // after a bad deploy they come in here one by one
+	}
 	pk := parking{item: it, state: StateHeld, failure: f}
 	if gone {
 		pk.state = StateDead

@@ -161,7 +161,7 @@ func TestADeployThatFailsOneTypeStopsNoOther(t *testing.T) {
 	var broken atomic.Bool
 	broken.Store(true)
 	opts, log := w.patient()
-	w.startRoutes([]inbox.Route{
+	routes := []inbox.Route{
 		{Topic: topic, Type: placed, Handle: apply},
 		{Topic: topic, Type: cancelled, Handle: func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
 			if broken.Load() {
@@ -169,7 +169,8 @@ func TestADeployThatFailsOneTypeStopsNoOther(t *testing.T) {
 			}
 			return apply(ctx, tx, m)
 		}},
-	}, opts)
+	}
+	stop := w.startRoutes(routes, opts)
 	var records []*kgo.Record
 	for n := range messages {
 		records = append(records, record(fmt.Sprintf("placed%d", n), 1, ""),
@@ -180,16 +181,31 @@ func TestADeployThatFailsOneTypeStopsNoOther(t *testing.T) {
 	if n := log.containing(circuitOpened); n != 0 {
 		t.Errorf("the consumer was paused %d times, want never", n)
 	}
-	if dead := w.count(`SELECT count(*) FROM parked_messages WHERE state = 'dead'`); dead > 20 {
+	dead := w.count(`SELECT count(*) FROM parked_messages WHERE state = 'dead'`)
+	if dead > 20 {
 		t.Errorf("%d of %d dead, want at most those that came before it showed", dead, messages)
 	}
+
+	stop() // and the same program again, which knows nothing of the last one's failures
+	w.startRoutes(routes, opts)
+	retry := func() {
+		if n, err := inbox.Retry(t.Context(), w.db.Pool, inbox.Filter{Type: cancelled}); n == 0 || err != nil {
+			t.Fatalf("Retry() = %d, %v, want the held keys", n, err)
+		}
+	}
+	retry()
+	w.wait("another try of what is held", func() bool {
+		return w.count(`SELECT count(*) FROM parked_messages WHERE state = 'held' AND attempts = 1`) == 0
+	})
+	if again := w.count(`SELECT count(*) FROM parked_messages WHERE state = 'dead'`) - dead; again > 30 {
+		t.Errorf("%d of %d held ones are dead, want at most those that were tried before it showed", again, messages-dead)
+	}
+
 	broken.Store(false)
 	if _, err := inbox.Replay(t.Context(), w.db.Pool, inbox.Filter{}, "alice"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.db.Pool.Exec(t.Context(), `UPDATE inbox_holds SET next_at = now()`); err != nil {
-		t.Fatal(err)
-	}
+	retry()
 	w.wait("everything", func() bool { return w.count(`SELECT count(*) FROM effects`) == 2*messages })
 }
 
