@@ -38,7 +38,7 @@ another of its key). In group email, where order does not matter, nothing waits 
 
 Messages are named GROUP/NUMBER, such as email/12.`,
 	}
-	cmd.AddCommand(newDLQList(), newDLQGroups(), newDLQShow(), newDLQEdit(), newDLQReplay(), newDLQDiscard(), newDLQExport(), newDLQImport(), newDLQAudit())
+	cmd.AddCommand(newDLQList(), newDLQGroups(), newDLQShow(), newDLQEdit(), newDLQReplay(), newDLQRetry(), newDLQDiscard(), newDLQExport(), newDLQImport(), newDLQAudit())
 	return cmd
 }
 

@@ -150,7 +150,7 @@ func planReplay(cmd *cobra.Command, url string, names []string) ([]inbox.Parked,
 	}
 	for _, p := range plan {
 		if p.State != inbox.StateDead {
-			return nil, fail(exitConflict, "it is tried again by itself", "%s is %s, not dead", parkedName(p), p.State)
+			return nil, fail(exitConflict, "it is tried again by itself; `orderflow dlq retry` has a held one tried now", "%s is %s, not dead", parkedName(p), p.State)
 		}
 	}
 	slices.SortStableFunc(plan, func(a, b inbox.Parked) int { return cmp.Or(cmp.Compare(a.Group, b.Group), cmp.Compare(a.ID, b.ID)) })
