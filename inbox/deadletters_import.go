@@ -25,15 +25,22 @@ var (
 //
 // It follows the consumers' lock protocol inside tx, which the caller commits. It takes a message once: [ErrKnown] says
 // that the group knows it already, [ErrConflict] that it knows the id with another payload, [ErrTooOld] that it may
-// have forgotten it. Any other error is of the database, or of a p whose parts contradict each other.
+// have forgotten it. With [Options.AnyID] no id says how old it is: import nothing that arrived longer ago than
+// [Options.Remember]. Any other error is of the database, or of a p whose parts contradict each other.
 func ImportParked(ctx context.Context, tx pgx.Tx, p Parked, by string) error {
 	if key := holdKey(&kgo.Record{Key: p.RecordKey, Partition: p.Partition, Offset: p.Offset}); key != p.Key {
 		return fmt.Errorf("message %s is said to be of key %q, its record is of %q", p.EventID, p.Key, key)
 	}
-	if beyondHorizon(p.EventID, time.Now()) {
-		return ErrTooOld
-	}
 	st := store{group: p.Group}
+	if beyondHorizon(p.EventID, time.Now()) {
+		// Without a ring the ids need not be UUIDv7, so they say nothing of their age.
+		switch ring, err := st.isRing(ctx, tx); {
+		case err != nil:
+			return err
+		case ring:
+			return ErrTooOld
+		}
+	}
 	sum := sha256.Sum256(p.Original())
 	if err := st.claimParked(ctx, tx, p, sum[:16]); err != nil {
 		return err

@@ -30,7 +30,11 @@ func (w *world) lose() {
 
 func TestImportedMessagesTakeTheirPlaceUnderTheLockProtocol(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	onEachTable(t, testImportedMessagesTakeTheirPlaceUnderTheLockProtocol)
+}
+
+func testImportedMessagesTakeTheirPlaceUnderTheLockProtocol(w *world) {
+	t := w.T
 	w.start(apply, w.options())
 	broken, behind := record("u1", 2, ""), record("u1", 3, "")
 	broken.Value = []byte(`{"seq":`)
