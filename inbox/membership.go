@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -148,7 +150,7 @@ func (c *Consumer) resumed(ctx context.Context, until time.Time) {
 	}
 }
 
-// stepOut leaves the group: it finishes what is started, commits it, and lets go.
+// stepOut leaves the group, also as a static member: it finishes what is started, commits it, and lets go.
 func (c *Consumer) stepOut(ctx context.Context, client *kgo.Client) {
 	parts := map[string][]int32{}
 	for _, p := range c.current() {
@@ -156,8 +158,33 @@ func (c *Consumer) stepOut(ctx context.Context, client *kgo.Client) {
 	}
 	c.revoked(context.WithoutCancel(ctx), client, parts)
 	client.CloseAllowingRebalance()
+	if err := c.removeStatic(ctx); err != nil && ctx.Err() == nil {
+		c.opts.Log.WarnContext(ctx, "static member not removed from its group, it goes when its session ends", "error", err)
+	}
 	c.joined.Store(false)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.partitions)
+}
+
+// removeStatic takes a static member out of the group: its client has ended without leaving, as for a restart.
+func (c *Consumer) removeStatic(ctx context.Context) error {
+	if c.opts.InstanceID == "" {
+		return nil
+	}
+	client, err := kgo.NewClient(c.opts.Kafka...)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	left, err := kadm.NewClient(client).LeaveGroup(ctx, kadm.LeaveGroup(c.member).InstanceIDs(c.opts.InstanceID).Reason("the group is paused"))
+	if err == nil {
+		err = left.Error()
+	}
+	if errors.Is(err, kerr.UnknownMemberID) { // its session has ended before
+		return nil
+	}
+	return err
 }

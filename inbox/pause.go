@@ -29,7 +29,7 @@ type Pause struct {
 }
 
 // PauseGroup pauses a consumer group: each of its consumers finishes the batches it has started, commits their offsets and
-// leaves the group in Kafka, which takes no offsets from outside while there are members. They come back after
+// leaves the group in Kafka, static members too, for it takes no offsets from outside while there are members. They come back after
 // [Pause.Resume], or when the lease (default 30 s) has not been renewed by [Pause.Hold]. Keys that are held are drained all
 // the same. The pool's search_path says of which schema; by and reason are shown by the consumers.
 //

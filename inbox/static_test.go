@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -56,6 +57,25 @@ func TestARestartOfAStaticMemberMovesNoPartition(t *testing.T) {
 	if n := moves(); n != moved {
 		t.Errorf("the member that went on was assigned or revoked partitions %d times, want 0", n-moved)
 	}
+}
+
+// A static member that only goes silent stays in the group until its session ends, and stops whoever waits for an empty group.
+// The session of this one outlasts every wait of the tests.
+func TestAPausedStaticMemberLeavesItsGroup(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts := w.pausable()
+	opts.InstanceID = "pod-0"
+	opts.Kafka = append(opts.Kafka, kgo.SessionTimeout(5*time.Minute))
+	w.start(apply, opts)
+	w.produce(record("ada", 1, ""))
+	w.wait("the first is applied and committed", func() bool { return len(w.effects("ada")) == 1 && w.lag() == 0 })
+
+	p := w.pause(5 * time.Minute)
+	w.wait("the group is empty", func() bool { return w.groupState() == "Empty" })
+	w.produce(record("ada", 2, ""))
+	w.resume(p)
+	w.wait("it is back under its name", func() bool { return len(w.effects("ada")) == 2 && len(w.assigned()["pod-0"]) == 12 })
 }
 
 func TestTheGroupIsCooperativeByDefault(t *testing.T) {
