@@ -46,7 +46,7 @@
 // are parked behind it. Every consumer drains the holds of its group with growing delays, head first; a message that
 // keeps failing while others of its type succeed is dead. A copy of a dead message goes to the topic "<group>.dlq" through the
 // outbox of the same schema. Its key stays held until [Replay] or [DiscardParked], unless its route says [ReleaseKey].
-// [GroupParked] tells causes apart, [EditParked] mends a payload, [ImportParked] puts back what was saved elsewhere.
+// [Retry] has held messages tried now. [GroupParked] tells causes apart, [EditParked] mends a payload, [ImportParked] puts back what was saved elsewhere.
 //
 // # Versions
 //
