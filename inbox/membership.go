@@ -37,7 +37,7 @@ func (c *Consumer) takePart(ctx context.Context) (*kgo.Client, error) {
 		toPause := c.awaitPause(member)
 		end()
 		loops.Wait()
-		if !toPause && ctx.Err() != nil {
+		if over := ctx.Err() != nil; over && !toPause {
 			return client, nil
 		}
 		c.stepOut(ctx, client)
