@@ -1,15 +1,20 @@
 package inbox_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/inbox"
 )
@@ -94,6 +99,36 @@ func TestAReplayDropsWhatHasItsFateAlready(t *testing.T) {
 	}
 	if n := w.count(`SELECT count(*) FROM inbox_audit WHERE (action, by) IN (('discard', 'alice'), ('replay', 'alice'))`); n != 2 {
 		t.Errorf("%d rows in the audit, want one for each", n)
+	}
+}
+
+// A dead letter may be too large for its copy, which has more headers: it is copied without its payload, its neighbours whole.
+func TestOnlyACopyThatIsTooLargeLacksItsPayload(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	opts := w.options()
+	opts.BatchSize, opts.BatchWait = 2, time.Minute // both in one transaction
+	sized := func(key string, bytes int) *kgo.Record {
+		return payload(record(key, 1, ""), fmt.Appendf(nil, `{"seq":1,"what":"%s"}`, strings.Repeat("x", bytes)))
+	}
+	large, tooLarge := sized("u1", 600_000), sized("u2", 999_200)
+	w.produce(large, tooLarge)
+	w.start(func(context.Context, pgx.Tx, inbox.Message) error { return inbox.Permanent(errors.New("no")) }, opts)
+	w.wait("both dead", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateDead})) == 2 })
+	if n := w.count(`SELECT count(DISTINCT xmin::text) FROM parked_messages`); n != 1 {
+		t.Fatalf("parked by %d transactions, want 1", n)
+	}
+	if n := w.count(`SELECT count(*) FROM outbox WHERE key = 'u1' AND payload = $1 AND NOT headers ? 'x-payload-omitted'`, large.Value); n != 1 {
+		t.Errorf("%d whole copies of the one that fits, want 1", n)
+	}
+	if n := w.count(`SELECT count(*) FROM outbox WHERE key = 'u2' AND length(coalesce(payload, '')) = 0 AND headers->>'x-payload-omitted' = $1`,
+		strconv.Itoa(len(tooLarge.Value))); n != 1 {
+		t.Errorf("%d copies without payload of the one that does not, want 1", n)
+	}
+	for _, p := range w.parked(inbox.Filter{Key: "u2"}) {
+		if got := w.shown(p.ID).Payload; !bytes.Equal(got, tooLarge.Value) {
+			t.Errorf("the parked message has %d bytes, want all %d", len(got), len(tooLarge.Value))
+		}
 	}
 }
 

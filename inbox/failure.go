@@ -54,14 +54,19 @@ func (s store) copyDead(ctx context.Context, tx pgx.Tx, dead []parking) error {
 	if !errors.Is(err, outbox.ErrTooLarge) {
 		return err
 	}
-	// The outbox refuses before it writes, so the transaction is whole.
-	for i, p := range dead {
-		if len(p.item.msg.Payload) > outbox.DefaultMaxBytes/2 {
-			msgs[i].Headers["x-payload-omitted"] = strconv.Itoa(len(p.item.msg.Payload))
-			msgs[i].Payload = nil
+	// The outbox refuses before it writes, so the transaction is whole. One by one, so that those beside it keep their payload.
+	for _, m := range msgs {
+		err := s.outbox.Write(ctx, tx, m)
+		if errors.Is(err, outbox.ErrTooLarge) {
+			m.Headers["x-payload-omitted"] = strconv.Itoa(len(m.Payload))
+			m.Payload = nil
+			err = s.outbox.Write(ctx, tx, m)
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return s.outbox.Write(ctx, tx, msgs...)
+	return nil
 }
 
 func (s store) deadCopy(p parking) outbox.Message {
