@@ -21,9 +21,10 @@
 // in parallel and share transactions: up to [Options.BatchSize] messages commit at once. A handler for single messages
 // may therefore write rows of its own key only; a handler that touches rows shared between keys is a [BatchHandler],
 // which makes its shared writes in sorted order, last. A key for whose messages a handler takes ten times as long as usual, and
-// 10 ms or more, is handled alone, so that it delays no other key; before it stops its partition ([Options.MaxBuffered]) its
-// messages go among the held ones, where they are worked in their order. Only a [Handler] shows which key is slow. Nothing is
-// promised across topics.
+// 10 ms or more, is handled alone as long as messages of it are waiting, so that it delays no other key; before it stops its
+// partition ([Options.MaxBuffered]) its messages go among the held ones, where they are worked in their order. That it was slow is
+// forgotten when none of it is left: the next one shares a transaction again, and the keys in there wait for it. Only a [Handler]
+// shows which key is slow. Nothing is promised across topics.
 //
 // # Errors
 //

@@ -41,7 +41,7 @@ type lane struct {
 	queue []*item
 	busy  bool // in a line, in a worker, or waiting for its next try
 	lined bool // in a line
-	slow  bool // its last message took far longer than is usual
+	slow  bool // its last message took far longer than is usual; forgotten with the lane
 	since time.Time
 	batch *batch    // in a worker
 	until time.Time // waiting for its next try; zero otherwise
