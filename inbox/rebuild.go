@@ -69,17 +69,3 @@ func (c *Consumer) CountFates(ctx context.Context) (f Fates, err error) {
 	}
 	return f, nil
 }
-
-// RetryHeld makes the held messages of the group due now, except those of a version that this consumer cannot read. It is for
-// an operator who has mended what they failed of.
-func (c *Consumer) RetryHeld(ctx context.Context) error {
-	topics, types := c.routes.routed()
-	_, err := c.pool.Exec(ctx, c.store.sql(`
-		UPDATE {inbox_holds} SET next_at = now()
-		WHERE consumer_group = $1 AND state = 'held' AND next_at > now() AND `+readable),
-		c.group, ClassUnsupportedVersion, topics, types)
-	if err != nil {
-		return fmt.Errorf("make the held messages of group %s due: %w", c.group, err)
-	}
-	return nil
-}

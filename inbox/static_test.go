@@ -75,7 +75,10 @@ func TestAPausedStaticMemberLeavesItsGroup(t *testing.T) {
 	w.wait("the group is empty", func() bool { return w.groupState() == "Empty" })
 	w.produce(record("ada", 2, ""))
 	w.resume(p)
-	w.wait("it is back under its name", func() bool { return len(w.effects("ada")) == 2 && len(w.assigned()["pod-0"]) == 12 })
+	w.wait("it is back under its name", func() bool {
+		r, _ := kafkatest.RosterOf(t, w.client, "test")
+		return len(w.effects("ada")) == 2 && len(r.Partitions["pod-0"]) == 12
+	})
 }
 
 func TestTheGroupIsCooperativeByDefault(t *testing.T) {

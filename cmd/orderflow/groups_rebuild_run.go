@@ -51,7 +51,7 @@ func (r *rebuild) run(ctx context.Context, out *output) error {
 	if err != nil {
 		return err
 	}
-	if err := consumer.RetryHeld(ctx); err != nil {
+	if _, err := inbox.Retry(ctx, r.pool, inbox.Filter{Group: r.as}); err != nil {
 		return err
 	}
 	work, stop := context.WithCancel(ctx)
