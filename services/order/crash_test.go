@@ -53,7 +53,7 @@ func ways() []way {
 		{"charged, the answer is lost", "pm_lost_answer", true, true, 0, false, "completed", paid, back},
 		{"charged, answered with an error", "pm_error_charged", false, true, 0, false, "completed", paid, back},
 		{"not charged, no answer in time", "pm_timeout", false, true, 0, false, "payment_failed", calledOff, off},
-		{"not charged, answered with an error", "pm_error_once", false, true, 0, false, "completed", paid, []string{chargedBack, calledOff, nothing}},
+		{"not charged, answered with an error", "pm_error_once", false, true, 0, false, "completed", paid, back},
 		{"charged slowly", "pm_slow", false, false, 0, false, "completed", paid, back},
 		{"charged after the caller gave up", "pm_ok", false, true, 2, false, "completed", paid, back},
 		{"a charge that arrives after it was called off", "pm_ok", false, true, 99, false, "payment_failed", calledOff, off},
