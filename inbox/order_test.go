@@ -58,16 +58,22 @@ func TestOrderHoldsUnderEverything(t *testing.T) {
 				seed:  seed, total: total, topic: fmt.Sprint("orders-", seed), group: fmt.Sprint("group-", seed),
 				members: map[*doomed]bool{},
 			}
+			r.keys, r.seqs = size(seed)
 			r.run()
 		})
 	}
 }
 
-const (
-	orderKeys  = 24
-	orderSeqs  = 8
-	sessionFor = 700 * time.Millisecond
-)
+const sessionFor = 700 * time.Millisecond
+
+// size is how many keys a round has, and how many messages each of them: few keys, which meet all that can happen to a key, or in
+// every fiftieth round many, which hardly fit in one batch, one fetch or the memory of a lane.
+func size(seed uint64) (keys, seqs int) {
+	if seed%50 == 0 {
+		return 2000, 3
+	}
+	return 24, 8
+}
 
 // What must have happened in many rounds, beside every death. I26.
 const (
@@ -81,6 +87,7 @@ const (
 type round struct {
 	*world
 	seed         uint64
+	keys, seqs   int
 	total        *tally.Tally
 	topic, group string
 	history      history
@@ -258,8 +265,8 @@ func (r *round) run() {
 	members.Wait()
 	r.history.atRest = true
 	r.judge("at rest")
-	r.total.Add("keys", orderKeys)
-	r.total.Add("messages", orderKeys*orderSeqs)
+	r.total.Add("keys", r.keys)
+	r.total.Add("messages", r.keys*r.seqs)
 	r.total.Add("records", len(r.history.appearances))
 	r.total.Add(heldForGood, len(r.history.heads()))
 }
@@ -270,7 +277,8 @@ func (r *round) settle() {
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
 	expel := time.Now().Add(2 * sessionFor)
-	for deadline := time.Now().Add(time.Minute); ; <-look.C {
+	patience := time.Minute + time.Duration(r.keys)*100*time.Millisecond
+	for deadline := time.Now().Add(patience); ; <-look.C {
 		if time.Now().After(expel) {
 			r.expelTheDead()
 			expel = time.Now().Add(2 * sessionFor)
@@ -281,7 +289,7 @@ func (r *round) settle() {
 			return
 		}
 		if time.Now().After(deadline) {
-			r.Fatalf("%d messages are not at rest a minute after the last trouble\nparked: %s%s", left, r.describeParked(), r.describeMembers())
+			r.Fatalf("%d messages are not at rest %v after the last trouble\nparked: %s%s", left, patience, r.describeParked(), r.describeMembers())
 		}
 		r.replay()
 	}
@@ -431,9 +439,9 @@ func (r *round) pauseOne() {
 // come again later, some do so nine times.
 func (r *round) waves(random *rand.Rand) [][]*kgo.Record {
 	var again []*kgo.Record
-	waves := make([][]*kgo.Record, orderSeqs)
+	waves := make([][]*kgo.Record, r.seqs)
 	for i := range waves {
-		for _, key := range random.Perm(orderKeys) {
+		for _, key := range random.Perm(r.keys) {
 			rec := record(fmt.Sprintf("u%d", key), i+1, "")
 			rec.Topic = r.topic
 			waves[i] = append(waves[i], rec)
@@ -448,7 +456,7 @@ func (r *round) waves(random *rand.Rand) [][]*kgo.Record {
 		}
 		random.Shuffle(len(again), func(a, b int) { again[a], again[b] = again[b], again[a] })
 		n := len(again) / 2
-		if i == orderSeqs-1 {
+		if i == r.seqs-1 {
 			n = len(again)
 		}
 		waves[i] = append(waves[i], again[:n]...)
