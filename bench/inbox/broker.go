@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -43,47 +44,71 @@ type load struct {
 
 // produce makes a topic and fills it with n messages, whose keys key chooses.
 func (b *bench) produce(ctx context.Context, topic string, partitions int32, n int, key func(i int) string) (load, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.MetadataMinAge(10*time.Millisecond))
+	p, err := b.newProducer(ctx, topic, partitions)
 	if err != nil {
 		return load{}, err
 	}
-	defer client.Close()
-	if _, err := kadm.NewClient(client).CreateTopic(ctx, partitions, -1, nil, topic); err != nil {
-		return load{}, fmt.Errorf("create topic %s: %w", topic, err)
-	}
-	note := make([]byte, 200)
-	for i := range note {
-		note[i] = 'a' + byte(i%26)
-	}
-	results := make(chan error, 1)
 	for i := range n {
-		client.Produce(ctx, &kgo.Record{
-			Topic: topic, Key: []byte(key(i)), Value: fmt.Appendf(nil, `{"n":%d,"note":"%s"}`, i, note),
-			Headers: []kgo.RecordHeader{
-				{Key: "ce_specversion", Value: []byte("1.0")},
-				{Key: "ce_id", Value: []byte(uuid.Must(uuid.NewV7()).String())},
-				{Key: "ce_type", Value: []byte(messageType)},
-				{Key: "ce_source", Value: []byte("/bench")},
-				{Key: "ce_time", Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))},
-				{Key: "content-type", Value: []byte("application/json")},
-			},
-		}, func(_ *kgo.Record, err error) {
-			if err != nil {
-				select {
-				case results <- err:
-				default: // the first one will do
-				}
-			}
-		})
+		p.send(ctx, key(i))
 	}
-	if err := client.Flush(ctx); err != nil {
-		return load{}, err
+	return load{topic, n}, p.close(ctx)
+}
+
+// producer sends messages to a topic of its own.
+type producer struct {
+	client *kgo.Client
+	topic  string
+	n      int        // so far
+	failed chan error // the first one
+}
+
+func (b *bench) newProducer(ctx context.Context, topic string, partitions int32) (*producer, error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.MetadataMinAge(10*time.Millisecond))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := kadm.NewClient(client).CreateTopic(ctx, partitions, -1, nil, topic); err != nil {
+		client.Close()
+		return nil, fmt.Errorf("create topic %s: %w", topic, err)
+	}
+	return &producer{client: client, topic: topic, failed: make(chan error, 1)}, nil
+}
+
+var note = strings.Repeat("abcdefghijklmnopqrstuvwxyz", 8)[:200]
+
+func (p *producer) send(ctx context.Context, key string) {
+	p.client.Produce(ctx, &kgo.Record{
+		Topic: p.topic, Key: []byte(key), Value: fmt.Appendf(nil, `{"n":%d,"note":"%s"}`, p.n, note),
+		Headers: []kgo.RecordHeader{
+			{Key: "ce_specversion", Value: []byte("1.0")},
+			{Key: "ce_id", Value: []byte(uuid.Must(uuid.NewV7()).String())},
+			{Key: "ce_type", Value: []byte(messageType)},
+			{Key: "ce_source", Value: []byte("/bench")},
+			{Key: "ce_time", Value: []byte(time.Now().UTC().Format(time.RFC3339Nano))},
+			{Key: "content-type", Value: []byte("application/json")},
+		},
+	}, func(_ *kgo.Record, err error) {
+		if err != nil {
+			select {
+			case p.failed <- err:
+			default: // the first one will do
+			}
+		}
+	})
+	p.n++
+}
+
+// close waits until all is sent.
+func (p *producer) close(ctx context.Context) error {
+	defer p.client.Close()
+	if err := p.client.Flush(ctx); err != nil {
+		return err
 	}
 	select {
-	case err := <-results:
-		return load{}, fmt.Errorf("produce: %w", err)
+	case err := <-p.failed:
+		return fmt.Errorf("produce: %w", err)
 	default:
-		return load{topic, n}, nil
+		return nil
 	}
 }
 

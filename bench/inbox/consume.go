@@ -34,12 +34,7 @@ func (b *bench) consume(ctx context.Context, pool *pgxpool.Pool, r run) (perSec 
 		r.group = b.newGroup()
 	}
 	var w watch
-	c, err := inbox.NewConsumer(pool, r.group, []inbox.Route{
-		{Topic: r.load.topic, Type: messageType, Handle: r.handle, HandleBatch: r.handleAll},
-	}, inbox.Options{
-		Kafka: []kgo.Opt{kgo.SeedBrokers(b.brokers...), kgo.MetadataMinAge(50 * time.Millisecond)}, BatchSize: r.batchSize, Workers: workers, CommitEvery: 50 * time.Millisecond,
-		AfterBatch: w.tick,
-	})
+	c, err := b.consumer(pool, r, w.tick)
 	if err != nil {
 		return 0, err
 	}
@@ -47,6 +42,15 @@ func (b *bench) consume(ctx context.Context, pool *pgxpool.Pool, r run) (perSec 
 		return 0, err
 	}
 	return w.perSec(r.load.n)
+}
+
+func (b *bench) consumer(pool *pgxpool.Pool, r run, afterBatch func()) (*inbox.Consumer, error) {
+	return inbox.NewConsumer(pool, r.group, []inbox.Route{
+		{Topic: r.load.topic, Type: messageType, Handle: r.handle, HandleBatch: r.handleAll},
+	}, inbox.Options{
+		Kafka: []kgo.Opt{kgo.SeedBrokers(b.brokers...), kgo.MetadataMinAge(50 * time.Millisecond)}, BatchSize: r.batchSize, Workers: workers, CommitEvery: 50 * time.Millisecond,
+		AfterBatch: afterBatch,
+	})
 }
 
 // until calls consume until group has committed the whole load.

@@ -23,11 +23,12 @@ type plan struct {
 	held     int           // keys
 	rows     int           // processed before
 	day      int           // rows of the day that is reclaimed
+	steady   time.Duration // of an offered rate
 }
 
 var (
-	full  = plan{messages: 100_000, few: 10_000, pgbench: 5 * time.Second, held: 100_000, rows: 10_000_000, day: 1_000_000}
-	brief = plan{messages: 10_000, few: 2_000, pgbench: time.Second, held: 2_000, rows: 100_000, day: 20_000}
+	full  = plan{messages: 100_000, few: 10_000, pgbench: 5 * time.Second, held: 100_000, rows: 10_000_000, day: 1_000_000, steady: 10 * time.Second}
+	brief = plan{messages: 10_000, few: 2_000, pgbench: time.Second, held: 2_000, rows: 100_000, day: 20_000, steady: 2 * time.Second}
 )
 
 // bench is what the legs share.
@@ -48,6 +49,7 @@ func main() {
 			{Name: "rows", Run: (*bench).processedRows},
 			{Name: "reclaim", Run: (*bench).reclaim},
 			{Name: "poison", Run: (*bench).poison},
+			{Name: "steady", Run: (*bench).steadyPoison},
 			{Name: "shared", Run: (*bench).sharedRows},
 		},
 		New: func(ctx context.Context, s legs.Setting) (b *bench, end func(), err error) {
