@@ -46,9 +46,9 @@ test-alerts: ## Check the alert rules and what they fire at; needs promtool, of 
 	promtool check rules deploy/alerts/inbox.yml deploy/alerts/saga.yml
 	promtool test rules deploy/alerts/inbox_test.yml deploy/alerts/saga_test.yml
 
-test-servers: ## Run the outbox with a pooler, replicas and dumps, the inbox a minute without Postgres; needs Debian's packages postgresql and pgbouncer
+test-servers: ## Run the outbox with a pooler, replicas and dumps, the inbox through a long outage; needs Debian's packages postgresql and pgbouncer
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -shuffle=on -count=1 -tags servers -timeout 10m ./outbox
-	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -count=1 -tags servers -timeout 10m -run ForAMinute ./inbox
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test $(TESTFLAGS) -race -count=1 -tags servers -timeout 10m -run DownForLong ./inbox
 
 test-payments: ## Crash the order saga at every point of every way that a payment can go, as make test does for a few
 	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) -C services/order test -race -timeout 15m -run TestEveryCrash -order.whole

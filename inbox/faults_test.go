@@ -213,12 +213,7 @@ func TestAMemberThatTheGroupForgotIsNotReadyUntilItIsBack(t *testing.T) {
 func TestKilledDatabaseConnectionsMakeNoDeadLetters(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.start(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
-		if err := apply(ctx, tx, m); err != nil {
-			return inbox.Permanent(err) // what a careless handler does
-		}
-		return nil
-	}, w.options())
+	w.start(careless, w.options())
 	killer, err := pgxpool.New(t.Context(), w.db.URL)
 	if err != nil {
 		t.Fatal(err)

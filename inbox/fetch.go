@@ -44,8 +44,7 @@ func (c *Consumer) newClient() (*kgo.Client, error) {
 const rebalanceTimeout = 60 * time.Second
 
 // fetch moves records into lanes until ctx ends, or the client cannot go on: it knows topics by their ids, and reads none that was
-// deleted and made anew under its name. It never waits for a worker: a partition with too much in memory is
-// paused instead.
+// deleted and made anew under its name. It never waits for a worker: a partition with too much in memory is paused instead.
 func (c *Consumer) fetch(ctx context.Context, client *kgo.Client) {
 	d := c.decoder()
 	for {

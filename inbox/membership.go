@@ -16,8 +16,7 @@ import (
 )
 
 // takePart makes the consumer a member of its group until ctx ends, except while the group is paused; a new one when a topic
-// was made anew. It returns the client
-// of the membership that ctx has ended, nil when the group was paused then.
+// was made anew. It returns the client of the membership that ctx has ended, nil when the group was paused then.
 func (c *Consumer) takePart(ctx context.Context) (*kgo.Client, error) {
 	for {
 		if !c.sitOut(ctx) {

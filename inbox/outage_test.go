@@ -209,6 +209,14 @@ func TestADeployThatFailsOneTypeStopsNoOther(t *testing.T) {
 	w.wait("everything", func() bool { return w.count(`SELECT count(*) FROM effects`) == 2*messages })
 }
 
+// careless is [apply] by somebody who takes every error for the message's.
+func careless(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
+	if err := apply(ctx, tx, m); err != nil {
+		return inbox.Permanent(err)
+	}
+	return nil
+}
+
 // F20: the server itself goes away under load, twice, and its data comes back. A minute of it would show nothing more than the
 // moment does, and neither would a rate of messages; counted are the waves before, in and behind each outage, of which each
 // message must be done once and in order, the pauses, of which each outage makes one, and what is parked or dead: nothing.
@@ -216,12 +224,7 @@ func TestPostgresDownUnderLoadMakesNoDeadLetters(t *testing.T) {
 	t.Parallel()
 	w, server := newServerWorld(t)
 	opts, log := w.patient()
-	c := w.consumer(onlyPlaced(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
-		if err := apply(ctx, tx, m); err != nil {
-			return inbox.Permanent(err) // what a careless handler does
-		}
-		return nil
-	}), opts)
+	c := w.consumer(onlyPlaced(careless), opts)
 	w.run(c)
 	const keys = 40
 	wave := 0
@@ -263,10 +266,7 @@ func TestNoHeldMessageIsBlamedForARestartOfPostgres(t *testing.T) {
 	w.start(parkFirst(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
 		enter()
 		<-restarted
-		if err := apply(ctx, tx, m); err != nil {
-			return inbox.Permanent(err) // what a careless handler does
-		}
-		return nil
+		return careless(ctx, tx, m)
 	}), w.options())
 	w.produce(record("u1", 1, "park"))
 	w.wait("held", func() bool { return len(w.parked(inbox.Filter{State: inbox.StateHeld})) == 1 })

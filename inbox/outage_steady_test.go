@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/orderflow-dev/orderflow/inbox"
@@ -64,16 +63,11 @@ func (l *load) total() (n int) {
 
 // F20 with the time it takes: Postgres is away until the circuit has opened and its probes have long become as rare as they
 // get, and messages come at the same rate before, meanwhile and afterwards.
-func TestPostgresDownForAMinuteUnderSteadyLoadMakesNoDeadLetters(t *testing.T) {
+func TestPostgresDownForLongUnderSteadyLoadMakesNoDeadLetters(t *testing.T) {
 	t.Parallel()
 	w, server := newServerWorld(t)
 	opts, log := w.patient()
-	c := w.consumer(onlyPlaced(func(ctx context.Context, tx pgx.Tx, m inbox.Message) error {
-		if err := apply(ctx, tx, m); err != nil {
-			return inbox.Permanent(err) // what a careless handler does
-		}
-		return nil
-	}), opts)
+	c := w.consumer(onlyPlaced(careless), opts)
 	w.run(c)
 	var l load
 	var producer sync.WaitGroup
